@@ -1,0 +1,43 @@
+"""nanoGPT's character-level Shakespeare model in its CPU setting.
+
+Question: does this framework train the standard small model as well and as fast as the standard code? Karpathy's nanoGPT,
+README: 4 layers, 4 heads, width 128, block 64, batch 12, 2000 steps, no dropout; it reports a validation loss of 1.88
+(an estimate from samples). Training text is the first 90 %, validation the rest.
+
+    ablax train --config=experiments/pretrain/shakespeare_char.py \\
+        --config.data.source=text:input.txt --workdir=runs/shakespeare
+
+Without the override the text comes from TFDS (tiny_shakespeare, downloaded). Metric: nats per character over the whole
+validation part in windows of 64 characters; expected 1.82 or lower.
+"""
+
+from ablax.experiment import base
+
+SIZES = ("small", "tiny")
+
+
+def get_config(size: str = "small"):
+    config = base(
+        model="decoder:tiny", tokenizer="character", source="tfds:tiny_shakespeare", optimizer="adamw:gpt3"
+    )
+    config.name = "shakespeare-char"
+    config.data.document_marks = False
+    config.data.sequence_length = 64
+    config.data.split.rule = "tail"
+    config.data.split.validation = 0.1
+    config.model.bias = False
+    config.training.batch_size = 12
+    config.training.steps = 2000
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.b2 = 0.99
+    config.schedule.warmup = 100
+    config.schedule.final_fraction = 0.1
+    config.evaluation.rule = "stream"
+    config.evaluation.batch_rows = 64
+    config.evaluation.every = 0
+    config.checkpoint.every = 0
+    if size == "tiny":
+        config.data.source = {"kind": "builtin", "name": "python_reference"}
+        config.training.steps = 10
+        config.schedule.warmup = 2
+    return config

@@ -1,0 +1,1 @@
+"""From text to batches: sources, splits, tokenizers, the token store, layouts and the loader."""

@@ -1,0 +1,188 @@
+"""What can be done with run folders beside training: evaluate, fork, prepare data, list."""
+
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ablax import config as configuration
+from ablax.config import RequestError
+from ablax.data.corpus import open_corpus
+from ablax.experiment import resolve
+from ablax.model import load
+from ablax.models.ngram import Ngram
+from ablax.run import RunFolder, now, write_json
+from ablax.trainer import specials_of
+from ablax.training.evaluators import Evaluator
+
+Path = pathlib.Path
+
+
+def evaluate(
+    workdir: str | pathlib.Path,
+    split: str | None = None,
+    step: int | str = "best",
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    extend: Iterable[Any] = (),
+    offline: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a checkpoint of a run on one of its splits; totals and per-document sums go to its folder.
+
+    Args:
+      split: `validation`, `test`, `train`; the run's `evaluation.split` when None.
+      step: `best`, `last` or a step that was kept.
+      overrides: of the `evaluation` knobs, such as `{"evaluation.stride": 32}`.
+
+    Returns:
+      The record.
+
+    Raises:
+      RequestError: if there is no such run, split or step.
+    """
+    extend = list(extend)
+    model = load(workdir, step, extend=extend)
+    experiment = resolve(model.config, overrides, extend=extend, imports=False)
+    changed = configuration.differences(model.config, experiment)
+    if other := [path for path in changed if not path.startswith("evaluation.")]:
+        raise RequestError(f"{other[0]} cannot be changed in an evaluation; only evaluation.* can")
+    corpus = open_corpus(
+        experiment.data, specials_of(experiment), tokenizer=model.tokenizer, offline=offline
+    )
+    folder = RunFolder(workdir)
+    evaluator = Evaluator(
+        experiment.evaluation, corpus, experiment.objective, folder.evals, split=split
+    )
+    if isinstance(model.module, Ngram):
+        return evaluator.fitted(model.module)
+    return evaluator.neural(model.module, model.params, model.hyper, model.step)
+
+
+def prepare(
+    config: Any,
+    *,
+    extend: Iterable[Any] = (),
+    offline: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Downloads, tokenises and verifies what a configuration needs, without a device.
+
+    Returns:
+      Per split: documents, tokens, bytes, whether it is lossless, fingerprint; and the tokenizer's.
+    """
+    experiment = resolve(config, extend=extend)
+    corpus = open_corpus(
+        experiment.data, specials_of(experiment), offline=offline, progress=progress
+    )
+    splits = {
+        name: {
+            "documents": len(store),
+            "tokens": int(store.offsets[-1]),
+            "bytes": int(store.byte_counts.sum()),
+            "lossless": store.lossless,
+            "fingerprint": store.fingerprint,
+            "skipped": len(corpus.sources[name].skipped),
+        }
+        for name, store in corpus.stores.items()
+    }
+    tokenizer = {
+        "vocab_size": corpus.tokenizer.vocab_size,
+        "fingerprint": corpus.tokenizer.fingerprint,
+    }
+    return {"splits": splits, "tokenizer": tokenizer}
+
+
+def fork(
+    source: str | pathlib.Path,
+    workdir: str | pathlib.Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    extend: Iterable[Any] = (),
+) -> dict[str, Any]:
+    """Starts a run from another's checkpoint, keeping data position, random numbers and optimizer state.
+
+    Args:
+      source: `RUN` or `RUN@STEP`.
+      workdir: the new run's folder, which must not exist.
+      overrides: knobs that differ.
+
+    Returns:
+      `workdir`, `parent`, `step`, `changed`.
+
+    Raises:
+      RequestError: if there is no such run or step, or the folder exists.
+    """
+    path, at, step_text = str(source).rpartition("@")
+    if not at:
+        path, step_text = str(source), ""
+    parent, child = RunFolder(path).require(), RunFolder(workdir)
+    if child.exists():
+        raise RequestError(f"{child.path} holds a run already; choose another --workdir")
+    extend = list(extend)
+    old = resolve(parent.config(), extend=extend, imports=False)
+    new = resolve(old, overrides, extend=extend)
+    if hasattr(old.model, "fit"):
+        raise RequestError(
+            f"{parent.path} is a fitted {type(old.model).__name__} and has no steps; train a new one"
+        )
+    steps = sorted(int(p.name) for p in parent.checkpoints.iterdir() if p.name.isdigit())
+    if step_text and not step_text.isdigit():
+        raise RequestError(f"{source}: the step behind @ must be a number; kept steps are {steps}")
+    step = int(step_text) if step_text else (steps[-1] if steps else None)
+    if step is None or step not in steps:
+        raise RequestError(
+            f"{parent.path} has no checkpoint of step {step_text or 'any'}; kept steps are {steps}"
+        )
+    changed = configuration.differences(old, new)
+    with child.lock():
+        shutil.copytree(parent.tokenizer, child.tokenizer)
+        shutil.copytree(parent.checkpoints / str(step), child.checkpoints / str(step))
+        if (
+            parent.metrics_file.is_file()
+        ):  # the curve of the trunk; cut at the step when the run starts
+            shutil.copy(parent.metrics_file, child.metrics_file)
+        status = parent.status()
+        origin = {
+            "workdir": str(parent.path),
+            "step": step,
+            "fingerprint": status["fingerprint"],
+            "changed": changed,
+        }
+        entries = {
+            "name": new.name,
+            "status": "forked",
+            "step": step,
+            "forked": now(),
+            "parent": origin,
+            "fingerprint": configuration.fingerprint(new),
+            "data": status["data"] if new.data == old.data else None,
+            "extension_code": status.get("extension_code", {}),
+        }
+        write_json(child.path / "run.json", entries)
+        write_json(child.path / "config.json", configuration.to_dict(new))
+    return {
+        "workdir": str(child.path),
+        "parent": str(parent.path),
+        "step": step,
+        "changed": changed,
+    }
+
+
+def runs(root: str | pathlib.Path) -> list[dict[str, Any]]:
+    """Every run folder under a root: name, status, step, last evaluation, size of the model, time."""
+    table = []
+    for config in sorted(Path(root).expanduser().rglob("config.json")):
+        folder = RunFolder(config.parent)
+        status = folder.status()
+        if not status:
+            continue
+        last = [record for record in folder.metrics() if record["split"] != "train"]
+        names = ("name", "status", "step", "parameters", "seconds", "parent")
+        table.append(
+            {
+                "workdir": str(folder.path),
+                **{k: status.get(k) for k in names},
+                "metrics": last[-1] if last else {},
+            }
+        )
+    return table

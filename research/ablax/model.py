@@ -1,0 +1,218 @@
+"""A trained model, frozen, with what it can do: score, generate, fill, apply."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ablax.config import RequestError, traced
+from ablax.data.tokenizers import Tokenizer, load_tokenizer
+from ablax.evaluation.ngram_scoring import score_documents_by_ngram
+from ablax.evaluation.pieces import tokenize
+from ablax.evaluation.scores import Scores
+from ablax.evaluation.scoring import score_documents
+from ablax.experiment import Experiment, resolve
+from ablax.generation.decoders import NgramDecoder
+from ablax.generation.filling import Filling, fill
+from ablax.generation.generate import Completion, complete, generate
+from ablax.generation.loop import Stepwise
+from ablax.generation.samplers import Sampling
+from ablax.models.ngram import Ngram
+from ablax.run import RunFolder
+from ablax.training.checkpoints import Checkpoints
+from ablax.training.session import Clock, abstract_state, best_metric, build_program
+from ablax.training.state import scalars
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A model of a run at one of its checkpoints.
+
+    Attributes:
+      config: the run's resolved configuration.
+      module: the Linen module, or the fitted `Ngram`.
+      params: its parameters; empty for an n-gram model.
+      tokenizer: the run's tokenizer.
+      step: the checkpoint's step.
+      hyper: the model's traced knobs as float32 scalars.
+    """
+
+    config: Experiment
+    module: Any
+    params: Any
+    tokenizer: Tokenizer
+    step: int
+    hyper: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """The model's config class, for messages."""
+        return type(self.config.model).__name__
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model stores."""
+        if isinstance(self.module, Ngram):
+            return self.module.parameter_count
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+    @property
+    def marked(self) -> bool:
+        """Whether documents stand between <bos> and <eos>."""
+        return self.config.data.document_marks
+
+    def require(self, causal: bool, what: str) -> None:
+        """Raises RequestError if the model cannot do `what`."""
+        if self.config.objective.CAUSAL != causal:
+            other = "fill" if causal else "generate and score"
+            raise RequestError(f"a {self.kind} cannot {what}; it can {other}")
+
+    def score(
+        self,
+        texts: Sequence[str],
+        *,
+        context: int | None = None,
+        stride: int | None = None,
+        batch_rows: int = 8,
+    ) -> Scores:
+        """Nats, tokens, correct predictions and bytes of each document (see `score_documents`).
+
+        Args:
+          context: tokens of context; the training length when None.
+          stride: tokens that a window moves; None = the context.
+        """
+        self.require(True, "score documents")
+        documents = tokenize(self.tokenizer, texts)
+        if isinstance(self.module, Ngram):
+            return score_documents_by_ngram(self.module, documents)[0]
+        specials = self.tokenizer.specials
+        scores, _ = score_documents(
+            self.module,
+            self.params,
+            documents,
+            hyper=self.hyper,
+            bos=specials.bos if self.marked else None,
+            eos=specials.eos if self.marked else None,
+            context_length=context or self.config.data.sequence_length,
+            stride=stride,
+            batch_rows=batch_rows,
+        )
+        return scores
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        num_return_sequences: int = 1,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        **sampling: Any,
+    ) -> list[list[Completion]]:
+        """Continuations of each prompt.
+
+        Args:
+          **sampling: temperature, top_k, top_p, min_p, repetition_penalty (see `Sampling`).
+
+        Raises:
+          RequestError: if the model is not causal, or see `complete`.
+        """
+        self.require(True, "generate")
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        options: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "num_return_sequences": num_return_sequences,
+            "seed": seed,
+            "stop": list(stop),
+            "sampling": Sampling(**sampling),
+            "add_bos": self.marked,
+        }
+        if isinstance(self.module, Ngram):
+            engine = Stepwise(NgramDecoder(self.module))
+            return complete(engine, self.tokenizer, prompts, **options)
+        limit = getattr(self.module, "position_limit", None)
+        return generate(
+            self.module,
+            self.params,
+            self.tokenizer,
+            prompts,
+            hyper=self.hyper,
+            max_length=limit,
+            **options,
+        )
+
+    def fill(self, texts: str | Sequence[str], top_k: int = 5) -> list[Filling]:
+        """The likeliest tokens at each `[MASK]` of each text.
+
+        Raises:
+          RequestError: if the model was not trained with masks.
+        """
+        self.require(False, "fill masks")
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        limit = getattr(self.module, "position_limit", None)
+        return fill(
+            self.module,
+            self.params,
+            self.tokenizer,
+            texts,
+            hyper=self.hyper,
+            top_k=top_k,
+            max_length=limit,
+        )
+
+    def apply(self, batch: Mapping[str, Any]) -> jax.Array:
+        """Logits float32 [B T V] of a batch of `tokens` [B T] (positions and segments are made up if absent)."""
+        tokens = jnp.asarray(batch["tokens"], jnp.int32)
+        positions = batch.get(
+            "positions", jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        )
+        segments = batch.get("segment_ids", jnp.ones_like(tokens))
+        logits, _ = self.module.apply(
+            {"params": self.params}, tokens, positions, segments, hyper=self.hyper
+        )
+        return logits
+
+
+# A loaded model takes no steps: how long its schedule was does not matter.
+LOADED = Clock(total=10**9, tokens_per_step=1, steps_per_epoch=1.0)
+
+
+def load(
+    workdir: str | pathlib.Path,
+    step: int | str = "best",
+    *,
+    extend: Iterable[Any] = (),
+    say: Callable[[str], None] = print,
+) -> Model:
+    """Loads a run's model.
+
+    Args:
+      workdir: its folder.
+      step: `best` (by the run's checkpoint metric), `last`, or a step that was kept.
+      extend: config classes from outside that the run uses, or `module:Name` texts; nothing else is imported.
+      say: takes a line about damaged checkpoints.
+
+    Raises:
+      RequestError: if there is no such run or step, or it needs a class that the caller did not name.
+    """
+    folder = RunFolder(workdir).require()
+    experiment = resolve(folder.config(), extend=extend, imports=False)
+    tokenizer = load_tokenizer(folder.tokenizer)
+    if hasattr(experiment.model, "fit"):
+        module = Ngram.load(folder.checkpoints / "ngram.npz")
+        return Model(experiment, module, {}, tokenizer, 0, {})
+    program = build_program(experiment, tokenizer.vocab_size, LOADED)
+    checkpoints = Checkpoints(
+        folder.checkpoints, best_metric=best_metric(experiment), writer=False, say=say
+    )
+    if step == "best" and checkpoints.best_step() is None:
+        step = "last"
+    wanted = None if step == "last" else step
+    state, _, found = checkpoints.restore(abstract_state(program, experiment), wanted)
+    params = program.evaluation_params(state)
+    return Model(
+        experiment, program.module, params, tokenizer, found, scalars(traced(experiment.model))
+    )

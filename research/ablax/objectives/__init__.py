@@ -1,0 +1,1 @@
+"""What is learned: each objective turns rows into batches and logits into sums of losses."""

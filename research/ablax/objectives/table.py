@@ -1,0 +1,6 @@
+"""The table of objectives."""
+
+from ablax.objectives.causal import CausalConfig
+from ablax.objectives.masked import MaskedConfig
+
+OBJECTIVES = {"causal": CausalConfig, "masked": MaskedConfig}

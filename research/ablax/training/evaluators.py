@@ -1,0 +1,165 @@
+"""What is measured during and after training: one function from (parameters, step) to a record."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ablax.config import Duration, RequestError, knob
+from ablax.data.corpus import Corpus
+from ablax.evaluation.masked import score_masked, score_pseudo_likelihood
+from ablax.evaluation.ngram_scoring import score_documents_by_ngram
+from ablax.evaluation.pieces import Documents
+from ablax.evaluation.scores import MetricIdentity, Scores, totals, write_scores
+from ablax.evaluation.scoring import score_documents
+from ablax.objectives.batch import vocabulary_of
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on held-out documents, and when."""
+
+    every: Duration = knob(
+        Duration("20%"), "Time between evaluations; 0 = only at the end.", mark="execution"
+    )
+    split: str = knob("validation", "Split that is measured during training.")
+    documents: int | None = knob(
+        None, "Evaluates a fixed sample of this many documents of the split; none = all."
+    )
+    rule: Literal["document", "stream"] = knob(
+        "document", "document: each from its own start; stream: windows over the joined documents."
+    )
+    context: int | None = knob(None, "Tokens of context; none = data.sequence_length.")
+    stride: int | None = knob(None, "Tokens that a window moves; none = the context, no overlap.")
+    batch_rows: int = knob(8, "Rows that are scored together.", mark="execution")
+    pseudo_documents: int = knob(
+        16, "Masked models: documents of the pseudo-log-likelihood, 0 leaves it out."
+    )
+    pseudo_every: int = knob(8, "Masked models: every n-th token of them is scored.")
+
+    def __post_init__(self):
+        for name in ("documents", "context", "stride"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise RequestError(f"{name}={getattr(self, name)} must be at least 1, or none")
+        for name in ("batch_rows", "pseudo_every"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.pseudo_documents < 0:
+            raise RequestError(f"pseudo_documents={self.pseudo_documents} must be 0 or more")
+
+
+def sample(corpus: Corpus, split: str, count: int | None) -> tuple[Documents, tuple[str, ...]]:
+    """A split's documents, or a fixed sample of them (the same for every model and seed), and their names.
+
+    Raises:
+      RequestError: if there is no such split.
+    """
+    if split not in corpus.stores:
+        raise RequestError(f"there is no split {split!r}; there are: {', '.join(corpus.stores)}")
+    store, source = corpus.stores[split], corpus.sources[split]
+    chosen = np.arange(len(store))
+    if count is not None and count < len(store):
+        chosen = np.sort(np.random.default_rng(0).choice(len(store), count, replace=False))
+    lengths = np.diff(store.offsets)[chosen]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = np.concatenate([store.document(int(i)) for i in chosen])
+    names = tuple(source.name(int(i)) for i in chosen)
+    return Documents(tokens, offsets, store.byte_counts[chosen], store.lossless), names
+
+
+class Evaluator:
+    """Scores a split of a corpus with any family of model.
+
+    Args:
+      config: what is measured.
+      corpus: the data.
+      objective: decides between likelihoods and masked scores.
+      folder: where totals and per-document sums are written, or None.
+      put: places a batch on the devices.
+    """
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        corpus: Corpus,
+        objective: Any,
+        folder: Path | None,
+        split: str | None = None,
+        put: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    ):
+        self.config, self.corpus, self.objective, self.folder = config, corpus, objective, folder
+        self.split = split or config.split
+        self.documents, self.names = sample(corpus, self.split, config.documents)
+        self.context = config.context or corpus.config.sequence_length
+        self.put = put
+
+    def neural(
+        self, module: Any, params: Any, hyper: Mapping[str, Any], step: int
+    ) -> dict[str, Any]:
+        """The record of a Linen model at a step."""
+        results = self._causal if self.objective.CAUSAL else self._masked
+        return self.record(step, results(module, params, hyper))
+
+    def fitted(self, model: Any) -> dict[str, Any]:
+        """The record of an n-gram model."""
+        return self.record(0, [score_documents_by_ngram(model, self.documents, names=self.names)])
+
+    def record(self, step: int, results: Sequence[tuple[Scores, MetricIdentity]]) -> dict[str, Any]:
+        """One record of all measures; each one's sums are written to the run folder."""
+        record: dict[str, Any] = {"step": step, "split": self.split}
+        for scores, identity in results:
+            record |= totals(scores, identity)
+            if not identity.to_dict()["comparable"]:
+                record |= {"comparable": False, "reason": identity.reason}
+            if self.folder is not None:
+                suffix = "" if identity.measure == "likelihood" else f"-{identity.measure}"
+                write_scores(self.folder, f"{self.split}-{step}{suffix}", scores, identity)
+        return record
+
+    def _causal(self, module: Any, params: Any, hyper: Any) -> list[tuple[Scores, MetricIdentity]]:
+        result = score_documents(
+            module,
+            params,
+            self.documents,
+            document_rule=self.config.rule,
+            stride=self.config.stride,
+            **self._common(hyper),
+        )
+        return [result]
+
+    def _masked(self, module: Any, params: Any, hyper: Any) -> list[tuple[Scores, MetricIdentity]]:
+        tokenizer, common = self.corpus.tokenizer, self._common(hyper)
+        results = [
+            score_masked(
+                module,
+                params,
+                self.documents,
+                objective=self.objective,
+                vocabulary=vocabulary_of(tokenizer),
+                **common,
+            )
+        ]
+        if self.config.pseudo_documents:
+            pseudo = score_pseudo_likelihood(
+                module,
+                params,
+                self.documents,
+                mask=tokenizer.specials.mask,
+                every=self.config.pseudo_every,
+                max_documents=self.config.pseudo_documents,
+                **common,
+            )
+            results.append(pseudo)
+        return results
+
+    def _common(self, hyper: Any) -> dict[str, Any]:
+        return {
+            "hyper": hyper,
+            "context_length": self.context,
+            "batch_rows": self.config.batch_rows,
+            "names": self.names,
+            "put": self.put,
+            **self.corpus.marks,
+        }

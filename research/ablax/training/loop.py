@@ -1,0 +1,131 @@
+"""The loop: draw, step, and in this order evaluate, save."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from ablax.config import Duration, RequestError, knob
+from ablax.run import Preempted
+from ablax.training.meter import Meter, NonFinite
+from ablax.training.state import TrainState
+from ablax.training.step import StepConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(StepConfig):
+    """How long and how large."""
+
+    steps: Duration = knob(Duration(1000), "Length of the run: steps, epochs or tokens.")
+    batch_size: int = knob(32, "Rows of a global batch, B.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise RequestError(f"batch_size={self.batch_size} must be at least 1 row")
+        if self.steps.unit == "%":
+            raise RequestError(
+                f"steps={self.steps} cannot be a share of itself; write steps, epochs or tokens"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """After how many steps something is due; 0 = only at the end."""
+
+    log: int
+    evaluate: int
+    save: int
+
+
+@dataclasses.dataclass(eq=False)
+class Loop:
+    """One verb per object; their order is law.
+
+    Attributes:
+      engine: `step(state, batch) -> (state, metrics)`.
+      batches: start step -> iterator of batches.
+      total: steps of the run.
+      every: when to log, evaluate and save.
+      meter: adds up the steps' sums.
+      write: takes a record.
+      evaluate: (state, step) -> record of the evaluation.
+      save: (step, state, record of the evaluation or None, meter's state).
+      stop: asks whether somebody wants the run to end now: a reason, or None.
+      last_good: step of the newest checkpoint, for messages.
+    """
+
+    engine: Any
+    batches: Callable[[int], Any]
+    total: int
+    every: Every
+    meter: Meter
+    write: Callable[[dict[str, Any]], None]
+    evaluate: Callable[[TrainState, int], dict[str, Any]]
+    save: Callable[[int, TrainState, Mapping[str, Any] | None, Mapping[str, Any]], None]
+    stop: Callable[[], str | None]
+    last_good: Callable[[], int | None]
+
+    def run(self, state: TrainState) -> TrainState:
+        """From the state's step to the last.
+
+        Raises:
+          NonFinite: naming the step and the last good checkpoint; the non-finite state is not saved.
+          Preempted: after the state was saved, if `stop` asked for it.
+        """
+        begin, pending = int(state.step), None
+        batches = self.batches(begin)
+        clock = time.perf_counter()
+        for done in range(begin + 1, self.total + 1):
+            state, metrics = self.engine.step(state, next(batches))
+            # Fetched one step late: the device works on this step while the host reads the one before, and there
+            # are never more than two programs in flight.
+            if pending:
+                clock = self.settle(*pending, clock)
+            pending = (done, metrics)
+            reason = self.stop()
+            evaluating, saving = (
+                self.due(self.every.evaluate, done),
+                self.due(self.every.save, done),
+            )
+            if not (evaluating or saving or reason):
+                continue
+            clock = self.settle(*pending, clock)
+            pending, record = None, None
+            if evaluating:
+                record = self.evaluate(state, done)
+                self.write(record)
+            if saving or reason:
+                self.save(done, state, record, self.meter.state())
+            if reason and done < self.total:
+                raise Preempted(
+                    f"{reason}: saved at step {done} of {self.total}; run the same command to go on"
+                )
+            clock = time.perf_counter()
+        return state
+
+    def due(self, every: int, done: int) -> bool:
+        """Whether something with this period is due after `done` steps; at the end everything is."""
+        return done == self.total or (every > 0 and done % every == 0)
+
+    def settle(self, done: int, metrics: Any, clock: float) -> float:
+        """Fetches a step's metrics, checks them, and writes a record when one is due; returns the time."""
+        metrics = jax.device_get(metrics)
+        now = time.perf_counter()
+        try:
+            self.meter.add(metrics, now - clock)
+        except NonFinite as error:
+            good = self.last_good()
+            way_out = (
+                f"the last good checkpoint is step {good}"
+                if good
+                else "no checkpoint was saved before"
+            )
+            raise NonFinite(
+                f"{error} at step {done}; {way_out}; lower optimizer.learning_rate or set training.clip_norm"
+            ) from None
+        if self.due(self.every.log, done):
+            self.write(self.meter.take(done))
+        return now

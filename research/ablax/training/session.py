@@ -1,0 +1,141 @@
+"""From a resolved experiment to its program: sizes, durations, schedule, module, engine."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from ablax.config import Duration, RequestError, knob, static, traced
+from ablax.data.corpus import Corpus
+from ablax.data.loader import Loader
+from ablax.objectives.batch import vocabulary_of
+from ablax.training.parallel import ENGINES
+from ablax.training.state import TrainState, scalars
+from ablax.training.step import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every: Duration = knob(
+        Duration("20%"), "Time between checkpoints; 0 = only at the end.", mark="execution"
+    )
+    keep: int = knob(2, "Newest checkpoints that are kept.", mark="cosmetic")
+    best: str = knob(
+        "auto",
+        "Evaluation metric whose smallest value marks the best checkpoint, which is kept too; "
+        "auto = the objective's nats per token.",
+        mark="cosmetic",
+    )
+
+    def __post_init__(self):
+        if self.keep < 1:
+            raise RequestError(
+                f"keep={self.keep} must be at least 1: a run resumes from its newest"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Turns durations into steps of one run.
+
+    Attributes:
+      total: steps of the run.
+      tokens_per_step: positions of a global batch.
+      steps_per_epoch: steps that read as many rows as the training split has.
+    """
+
+    total: int
+    tokens_per_step: int
+    steps_per_epoch: float
+
+    @classmethod
+    def of(cls, steps: Duration, loader: Loader) -> "Clock":
+        """The clock of a run over this loader.
+
+        Raises:
+          RequestError: if it has no steps.
+        """
+        total = steps.steps(None, loader.tokens_per_step, loader.steps_per_epoch)
+        if total < 1:
+            raise RequestError(f"training.steps={steps} comes to no step at all; raise it")
+        return cls(total, loader.tokens_per_step, loader.steps_per_epoch)
+
+    def __call__(self, duration: Duration) -> int:
+        """A duration in steps."""
+        return duration.steps(self.total, self.tokens_per_step, self.steps_per_epoch)
+
+
+def build_program(experiment: Any, vocab_size: int, clock: Clock) -> Program:
+    """The pure functions of an experiment; its traced knobs are not in them (see `ablax.config.static`).
+
+    Raises:
+      RequestError: if sizes do not fit each other.
+    """
+    frozen = static(experiment)
+    length = experiment.data.sequence_length
+    schedule = frozen.schedule
+    # Built once with placeholders so that a mistake in the durations is reported before anything is traced.
+    schedule.build(clock.total, clock, scalars(traced(experiment.schedule)))
+    return Program(
+        module=frozen.model.build(vocab_size, length),
+        objective=frozen.objective,
+        optimizer=frozen.optimizer,
+        schedule=lambda hyper, step: schedule.build(clock.total, clock, hyper)(step),
+        config=frozen.training,
+        spec=frozen.objective.batch_spec(frozen.training.batch_size, length),
+        streams=frozen.data.layout == "streams",
+    )
+
+
+def hyper_of(experiment: Any) -> dict[str, Any]:
+    """The traced knobs that programs read, as float32 scalars by family."""
+    families = ("model", "objective", "optimizer", "schedule")
+    return {
+        name: scalars(values) for name in families if (values := traced(getattr(experiment, name)))
+    }
+
+
+def build_engine(experiment: Any, program: Program) -> Any:
+    """The engine of an experiment over its devices.
+
+    Raises:
+      RequestError: if the batch does not divide over them.
+    """
+    devices = experiment.parallel.devices()
+    parts = len(devices) * experiment.training.accumulation
+    if experiment.training.batch_size % parts:
+        raise RequestError(
+            f"training.batch_size={experiment.training.batch_size} does not divide over {len(devices)} devices"
+            f" x {experiment.training.accumulation} micro-batches; make it a multiple of {parts},"
+            " or set parallel.data"
+        )
+    return ENGINES[experiment.parallel.engine](program, devices)
+
+
+def training_loader(experiment: Any, corpus: Corpus) -> Loader:
+    """Batches of the training split for an objective."""
+    vocabulary = vocabulary_of(corpus.tokenizer)
+    return corpus.loader(
+        experiment.training.batch_size,
+        experiment.seed,
+        lambda row, rng: experiment.objective.transform(row, rng, vocabulary),
+    )
+
+
+def root_key(seed: int) -> jax.Array:
+    """uint32 [2] key data of a run's seed."""
+    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+
+
+def abstract_state(program: Program, experiment: Any) -> TrainState:
+    """Shapes and dtypes of the state, without computing it."""
+    return jax.eval_shape(program.init, root_key(0), hyper_of(experiment))
+
+
+def best_metric(experiment: Any) -> str:
+    """The evaluation metric that marks the best checkpoint."""
+    if experiment.checkpoint.best != "auto":
+        return experiment.checkpoint.best
+    return "nats_per_token" if experiment.objective.CAUSAL else "masked_nats_per_token"

@@ -1,0 +1,214 @@
+"""The training step: two pure functions that know no mesh, no axis name, no file and no clock."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ablax.config import RequestError, knob
+from ablax.objectives.batch import Batch
+from ablax.objectives.sums import Sums
+from ablax.shapes import Array
+from ablax.training.masks import DecayConfig, clip_by_global_norm
+from ablax.training.optimizers import build_optimizer, evaluation_params
+from ablax.training.state import TrainState, key_of
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """How gradients become updates."""
+
+    accumulation: int = knob(
+        1, "Micro-batches per step, at an equal global batch.", mark="execution"
+    )
+    clip_norm: float | None = knob(1.0, "Largest global norm of a gradient, or none.")
+    decay: DecayConfig = knob(DecayConfig(), "Which parameters weight decay acts on.")
+    ema_decay: float | None = knob(
+        None, "Decay per step of the average of the parameters used in evaluation, or none."
+    )
+
+    def __post_init__(self):
+        if self.accumulation < 1:
+            raise RequestError(f"accumulation={self.accumulation} must be at least 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise RequestError(
+                f"clip_norm={self.clip_norm} must be positive; write none for no clipping"
+            )
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise RequestError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """The pure functions of one experiment.
+
+    Attributes:
+      module: the Linen model.
+      objective: turns logits into sums.
+      optimizer: config of an optimizer (see `optimizers.build_optimizer`).
+      schedule: (hyper, step) -> factor of the learning rate.
+      config: accumulation, clipping, averaging.
+      spec: shapes and dtypes of a global batch.
+      streams: whether a recurrent carry goes from batch to batch.
+    """
+
+    module: Any
+    objective: Any
+    optimizer: Any
+    schedule: Callable[[Mapping[str, Any], Array], Array]
+    config: StepConfig
+    spec: Mapping[str, jax.ShapeDtypeStruct]
+    streams: bool = False
+
+    def transformation(self, hyper: Mapping[str, Any]) -> optax.GradientTransformation:
+        """The optimizer for the given traced values."""
+        own = hyper.get("optimizer", {})
+        factor = hyper.get("schedule", {})
+        return build_optimizer(
+            self.optimizer,
+            own,
+            lambda step: own["learning_rate"] * self.schedule(factor, step),
+            self.config.decay.build(),
+        )
+
+    def init(self, rng: Array, hyper: Mapping[str, Any]) -> TrainState:
+        """A fresh state.
+
+        Args:
+          rng: uint32 [2] key data.
+          hyper: nested float32 scalars.
+        """
+        key = jax.random.wrap_key_data(rng, impl="threefry2x32")
+        init_key, run_key = jax.random.split(key)
+        tokens, positions, segments = (
+            jnp.ones((1, self.spec[name].shape[1]), jnp.int32)
+            for name in ("tokens", "positions", "segment_ids")
+        )
+        variables = self.module.init(
+            {"params": init_key}, tokens, positions, segments, hyper=hyper.get("model", {})
+        )
+        params = variables["params"]
+        carry = self.module.init_carry(self.spec["tokens"].shape[0]) if self.streams else ()
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self.transformation(hyper).init(params),
+            ema=jax.tree.map(jnp.copy, params) if self.config.ema_decay is not None else (),
+            carry=carry,
+            hyper=hyper,
+            rng=jax.random.key_data(run_key),
+        )
+
+    def forward(self, params: Any, hyper: Mapping[str, Any], carry: Any, key: Array | None):
+        """The model's forward pass as a function of a batch; with a key it is a training pass."""
+
+        def apply(batch: Batch) -> tuple[Array, Any]:
+            return self.module.apply(
+                {"params": params},
+                batch["tokens"],
+                batch["positions"],
+                batch["segment_ids"],
+                hyper=hyper.get("model", {}),
+                carry=carry,
+                train=key is not None,
+                rngs={"dropout": key} if key is not None else None,
+            )
+
+        return apply
+
+    def gradients(self, state: TrainState, batch: Batch) -> tuple[Any, Sums, dict[str, Sums], Any]:
+        """Gradient of the total (not the mean), and the sums.
+
+        Returns:
+          (gradient like params, loss sums, metric sums, carry).
+        """
+        parts = self.config.accumulation
+
+        def one(carry: Any, batch: Batch, key: Array):
+            def total(params):
+                apply = self.forward(params, state.hyper, carry, key)
+                loss, metrics, after = self.objective.loss(
+                    apply, batch, state.hyper.get("objective", {})
+                )
+                return loss.total, (loss, metrics, after if self.streams else ())
+
+            gradient, (loss, metrics, after) = jax.grad(total, has_aux=True)(state.params)
+            return gradient, loss, metrics, jax.lax.stop_gradient(after)
+
+        if parts == 1:
+            return one(state.carry, batch, key_of(state))
+
+        def body(sums, micro):
+            index, carry, batch = micro
+            *out, after = one(carry, batch, jax.random.fold_in(key_of(state), index))
+            return jax.tree.map(jnp.add, sums, tuple(out)), after
+
+        micro = (jnp.arange(parts), split_rows(state.carry, parts), split_rows(batch, parts))
+        shapes = jax.eval_shape(lambda m: one(m[1], m[2], key_of(state))[:3], first(micro))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        sums, after = jax.lax.scan(body, zeros, micro)
+        return *sums, join_rows(after)
+
+    def update(
+        self, state: TrainState, gradient: Any, loss: Sums, carry: Any
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """Divides once by the count, clips, and takes the optimizer's step."""
+        count = jnp.maximum(loss.count, 1).astype(jnp.float32)
+        gradient = jax.tree.map(lambda g: g / count, gradient)
+        if self.config.clip_norm is None:
+            norm = optax.tree.norm(gradient)
+        else:
+            gradient, norm = clip_by_global_norm(gradient, self.config.clip_norm)
+        updates, opt_state = self.transformation(state.hyper).update(
+            gradient, state.opt_state, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if self.config.ema_decay is not None:
+            ema = optax.incremental_update(params, state.ema, 1 - self.config.ema_decay)
+        rate = state.hyper["optimizer"]["learning_rate"] * self.schedule(
+            state.hyper.get("schedule", {}), state.step
+        )
+        after = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, ema=ema, carry=carry
+        )
+        return after, {"gradient_norm": norm, "learning_rate": rate}
+
+    def step(
+        self, state: TrainState, batch: Batch, reduce: Callable[[Any], Any] = lambda tree: tree
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """Update after gradients; `reduce` adds the gradients and sums of devices where an engine needs it.
+
+        Returns:
+          (the next state, metrics: `loss` and the objective's as Sums, scalars as float32).
+        """
+        gradient, loss, metrics, carry = self.gradients(state, batch)
+        gradient, loss, metrics = reduce((gradient, loss, metrics))
+        state, numbers = self.update(state, gradient, loss, carry)
+        return state, {"loss": loss, **metrics, **numbers}
+
+    def evaluation_params(self, state: TrainState) -> Any:
+        """The parameters that are scored: averaged ones where the run keeps them."""
+        if self.config.ema_decay is not None:
+            return state.ema
+        return evaluation_params(self.optimizer, state.opt_state, state.params)
+
+
+def split_rows(tree: Any, parts: int) -> Any:
+    """[B ...] -> [parts B/parts ...]; part i takes rows i, i+parts, ..., so that each part lies on every device."""
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), tree
+    )
+
+
+def join_rows(tree: Any) -> Any:
+    """The inverse of `split_rows`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+
+def first(tree: Any) -> Any:
+    """The first element along the leading axis of every leaf."""
+    return jax.tree.map(lambda x: x[0], tree)
