@@ -1,0 +1,65 @@
+"""The table of tokenizers, and how one is made and loaded."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ablax.data.exact_tokenizers import (
+    ByteConfig,
+    ByteTokenizer,
+    CharacterConfig,
+    CharacterTokenizer,
+)
+from ablax.data.imported_tokenizers import FileConfig
+from ablax.data.library_tokenizer import LibraryTokenizer
+from ablax.data.specials import Specials
+from ablax.data.tokenizer import Tokenizer, read_tokenizer
+from ablax.data.trained_tokenizers import BpeConfig, UnigramConfig, WordPieceConfig
+from ablax.data.word_tokenizer import WordConfig, WordTokenizer
+
+__all__ = ["TOKENIZERS", "Specials", "Tokenizer", "build_tokenizer", "load_tokenizer"]
+
+TOKENIZERS: dict[str, type] = {
+    "byte": ByteConfig,
+    "character": CharacterConfig,
+    "word": WordConfig,
+    "bpe": BpeConfig,
+    "wordpiece": WordPieceConfig,
+    "unigram": UnigramConfig,
+    "file": FileConfig,
+}
+
+_CLASSES: tuple[type[Tokenizer], ...] = (
+    ByteTokenizer,
+    CharacterTokenizer,
+    WordTokenizer,
+    LibraryTokenizer,
+)
+
+
+def build_tokenizer(config: Any, texts: Iterable[str], specials: tuple[str, ...] = ()) -> Tokenizer:
+    """Trains or loads a tokenizer.
+
+    Args:
+      config: a config of `TOKENIZERS`, or a user's own with `build(texts, specials)`.
+      texts: the training documents; read once, and only by what learns from them.
+      specials: names of the special tokens that are needed. They get the first ids, in the order of
+        the fields of `Specials`; kinds that need <unk> add it. An imported tokenizer keeps its own.
+
+    Raises:
+      RequestError: it cannot be trained or loaded.
+    """
+    return config.build(texts, specials)
+
+
+def load_tokenizer(folder: Path | str, extend: Iterable[type[Tokenizer]] = ()) -> Tokenizer:
+    """Reads a tokenizer that `Tokenizer.save` wrote; it gives the same ids.
+
+    Args:
+      folder: where it was saved.
+      extend: a user's own classes.
+
+    Raises:
+      RequestError: there is none, or it is damaged.
+    """
+    return read_tokenizer(folder, {cls.KIND: cls for cls in (*_CLASSES, *extend)})
