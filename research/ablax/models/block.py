@@ -1,0 +1,155 @@
+"""The Transformer block, which decoder and encoder share."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+from flax import struct
+
+from ablax.models.attention import window_mask
+from ablax.models.cache import write_layer
+from ablax.models.layers import FeedForward, dropout, make_linear, make_norm
+from ablax.models.positions import Rotation, rotate
+from ablax.shapes import Array, Bool, Float, Int, typed
+
+if TYPE_CHECKING:
+    from ablax.models.transformer import TransformerConfig
+
+INIT_STD = 0.02
+"""Standard deviation of initial weights in GPT-2 and BERT, times the knob `init_scale`."""
+
+
+class Context(struct.PyTreeNode):
+    """What all layers of one forward pass see alike.
+
+    Attributes:
+      hyper: traced knobs by name.
+      mask: who may attend to whom, but for windows that differ between layers.
+      rotation: of queries and keys, or None.
+      bias: on attention logits, or None.
+      index: cache slot of the first token, or None without a cache.
+      train: whether dropout acts.
+    """
+
+    hyper: Mapping[str, Any]
+    mask: Bool[Array, "B 1 T S"]
+    query_positions: Int[Array, "B T"]
+    key_positions: Int[Array, "B S"]
+    rotation: Rotation | None
+    bias: Float[Array, "B N T S"] | None
+    index: Int[Array, ""] | None
+    train: bool = struct.field(pytree_node=False)
+
+
+class Layer(struct.PyTreeNode):
+    """What differs between layers: the number [], and the attention window [] in tokens (None: all alike)."""
+
+    number: Int[Array, ""]
+    window: Int[Array, ""] | None
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with grouped key/value heads around an exchangeable core."""
+
+    config: "TransformerConfig"
+
+    @nn.compact
+    @typed
+    def __call__(
+        self, x: Float[Array, "*rows D"], cache: tuple, layer: Layer, context: Context
+    ) -> tuple[Float[Array, "*rows D"], tuple]:
+        """Returns the output before the residual addition, and the stacked (keys, values) with new slots filled.
+
+        `cache` is `()` for attention within x, else the stacks [L B S K H].
+        """
+        config = self.config
+        std = INIT_STD * context.hyper["init_scale"]
+        heads, kv_heads, head_width = config.num_heads, config.kv_heads, config.width_per_head
+
+        def project(name: str, count: int) -> Array:
+            y = make_linear(count * head_width, config.qkv_biased, config.dtype, std, name)(x)
+            return y.reshape(*context.query_positions.shape, count, head_width)
+
+        query, key = project("query", heads), project("key", kv_heads)
+        value = project("value", kv_heads)
+        if config.query_key_norm:
+            query, key = self._norm("query_norm")(query), self._norm("key_norm")(key)
+        if context.rotation is not None:
+            query, key = rotate(query, context.rotation), rotate(key, context.rotation)
+        if cache:
+            assert context.index is not None
+            keys, key = write_layer(cache[0], key, layer.number, context.index)
+            values, value = write_layer(cache[1], value, layer.number, context.index)
+            cache = (keys, values)
+        mask = context.mask
+        if layer.window is not None:
+            mask &= window_mask(context.query_positions, context.key_positions, layer.window)
+        output = config.attention.build()(
+            query, key, value, mask=mask, bias=context.bias, dropout=self._hook(context)
+        )
+        output = output.reshape(*x.shape[:-1], heads * head_width)
+        output_std = std * config.residual_init
+        return make_linear(x.shape[-1], config.bias, config.dtype, output_std, "out")(output), cache
+
+    def _norm(self, name: str) -> nn.Module:
+        config = self.config
+        return make_norm(config.norm, config.norm_epsilon, config.bias, config.dtype, name)
+
+    def _hook(self, context: Context) -> Callable[[Array], Array] | None:
+        """Dropout and recording of the probabilities; None, so that nothing is emitted, when neither is wanted."""
+        record = self.is_mutable_collection("intermediates")
+        drop = context.train and self.config.attention_dropout != 0
+        if not record and not drop:
+            return None
+        key = self.make_rng("dropout") if drop else None
+
+        def hook(probabilities: Array) -> Array:
+            if record:
+                self.sow("intermediates", "probabilities", probabilities)
+            if key is None:
+                return probabilities
+            return dropout(probabilities, context.hyper["attention_dropout"], key)
+
+        return hook
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, each with a residual path and a norm before it or after the addition."""
+
+    config: "TransformerConfig"
+
+    @nn.compact
+    def __call__(
+        self, carry: tuple[Float[Array, "*rows D"], tuple], layer: Layer, context: Context
+    ) -> tuple[tuple[Float[Array, "*rows D"], tuple], None]:
+        """One layer, in the form that `nn.scan` wants: ((x, cache), layer, context) -> ((x, cache), None)."""
+        config = self.config
+        x, cache = carry
+        std = INIT_STD * context.hyper["init_scale"]
+
+        attention = SelfAttention(config, name="attention")
+        norm = self._norm("attention_norm")
+        y, cache = attention(norm(x) if config.pre_norm else x, cache, layer, context)
+        x = x + self._dropout(y, "residual_dropout", context)
+        x = x if config.pre_norm else norm(x)
+
+        mlp = FeedForward(
+            config.inner_width, config.activation, config.bias, config.dtype, name="mlp"
+        )
+        norm = self._norm("mlp_norm")
+        y = mlp(norm(x) if config.pre_norm else x, std, std * config.residual_init)
+        x = x + self._dropout(y, "mlp_dropout", context)
+        x = x if config.pre_norm else norm(x)
+
+        shape = (*context.query_positions.shape, config.width)
+        self.sow("intermediates", "output", x.reshape(shape))
+        return (x, cache), None
+
+    def _norm(self, name: str) -> nn.Module:
+        config = self.config
+        return make_norm(config.norm, config.norm_epsilon, config.bias, config.dtype, name)
+
+    def _dropout(self, x: Array, knob: str, context: Context) -> Array:
+        if not context.train or getattr(self.config, knob) == 0:
+            return x
+        return dropout(x, context.hyper[knob], self.make_rng("dropout"))

@@ -1,0 +1,49 @@
+"""Analytic costs of a Transformer: floating-point operations and parameters."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ablax.config import traced
+from ablax.models.layers import GATED
+from ablax.models.transformer import TransformerConfig
+
+
+def forward_flops_per_token(config: TransformerConfig, vocab_size: int, length: int) -> float:
+    """Operations of all matrix products per token of a row of `length`; a multiplication and an addition are two.
+
+    Attention counts every pair of the T x T square, as the reference computes it, masked or not.
+    Norms, activations and softmax are left out, as usual (arXiv:2001.08361, section 2.1): under 2 %
+    at common sizes.
+    """
+    width, heads = config.width, config.num_heads * config.width_per_head
+    projections = 2 * width * heads + 2 * width * config.kv_heads * config.width_per_head
+    scores = 2 * length * heads
+    matrices = 3 if config.activation in GATED else 2
+    feedforward = matrices * width * config.inner_width
+    head = width * vocab_size + (width**2 if config.head_transform else 0)
+    return 2.0 * (config.num_layers * (projections + scores + feedforward) + head)
+
+
+def training_flops_per_token(config: TransformerConfig, vocab_size: int, length: int) -> float:
+    """Three times the forward pass: each product has two more in its gradient. Recomputation does not count."""
+    return 3 * forward_flops_per_token(config, vocab_size, length)
+
+
+def abstract_params(config: Any, vocab_size: int, max_length: int) -> Any:
+    """Shapes and dtypes of the parameters of a model config, without allocating any."""
+    module = config.build(vocab_size, max_length)
+    ids = jnp.zeros((1, min(max_length, 8)), jnp.int32)
+
+    def init(key: jax.Array):
+        return module.init(key, ids, ids, ids, hyper=traced(config))["params"]
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def parameter_count(config: Any, vocab_size: int, max_length: int) -> int:
+    """Number of parameters of a model config; tied embeddings count once."""
+    params = abstract_params(config, vocab_size, max_length)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,224 @@
+"""The Transformer's knobs: causal decoder and bidirectional encoder from one configuration."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+from ablax.config import RequestError, cross_check, family, knob
+from ablax.models.attention import ATTENTION, DENSE
+from ablax.models.layers import GATED, Activation
+from ablax.models.network import Transformer
+from ablax.models.positions import POSITIONS, Sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The knobs of decoder and encoder; defaults are GPT-2's (Radford et al. 2019)."""
+
+    CAUSAL: ClassVar[bool] = True
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    num_layers: int = knob(12, "number of blocks L")
+    width: int = knob(768, "model width D")
+    num_heads: int = knob(12, "query heads N")
+    num_kv_heads: int | None = knob(
+        None, "key/value heads K, a divisor of num_heads (arXiv:2305.13245); none = num_heads"
+    )
+    head_width: int | None = knob(None, "width H of a head; none = width / num_heads")
+    feedforward_width: int | None = knob(
+        None,
+        "inner width F; none = 4 x width, or 8/3 x width rounded up to 32 when gated (as many parameters)",
+    )
+    activation: Activation = knob("gelu_tanh", "activation, or gate (swiglu, geglu, geglu_tanh)")
+    norm: Literal["layernorm", "rmsnorm"] = knob("layernorm", "kind of norm")
+    norm_placement: Literal["pre", "post"] = knob(
+        "pre", "norm before each sublayer, and one at the end, or after each residual addition"
+    )
+    norm_epsilon: float = knob(1e-5, "added to the variance in norms")
+    bias: bool = knob(True, "biases in linear layers and layer norms")
+    qkv_bias: bool | None = knob(
+        None, "biases of query, key and value projections; none = as `bias`"
+    )
+    query_key_norm: bool = knob(
+        False, "norm of each query and key head, before any rotation (arXiv:2302.05442)"
+    )
+    positions: Any = family(POSITIONS, "learned", "how the model knows the order of tokens")
+    attention: Any = family(ATTENTION, "dot_product", "the attention core")
+    attention_pattern: tuple[int, ...] = knob(
+        (0,),
+        "attention windows in tokens, cycled over layers; 0 = dense: (128,) slides, (0, 128) alternates",
+    )
+    tied_embeddings: bool = knob(True, "the head uses the token embedding")
+    scale_embeddings: bool = knob(
+        False, "multiply token embeddings by sqrt(width) (Vaswani et al. 2017, section 3.4)"
+    )
+    embedding_norm: bool = knob(False, "norm of the summed embeddings (BERT)")
+    num_token_types: int = knob(0, "learned token (sentence) types; 0 = none, BERT has 2")
+    head_transform: bool = knob(False, "linear layer, GELU and norm before the head (BERT)")
+    head_bias: bool = knob(False, "bias [V] on the logits (BERT)")
+    logit_softcap: float | None = knob(
+        None, "logits are squashed to (-cap, cap) by tanh (arXiv:2408.00118); none = off"
+    )
+    embedding_dropout: float = knob(0.0, "dropout rate of the summed embeddings", traced=True)
+    attention_dropout: float = knob(0.0, "dropout rate of attention probabilities", traced=True)
+    residual_dropout: float = knob(0.0, "dropout rate of each attention output", traced=True)
+    mlp_dropout: float = knob(0.0, "dropout rate of each feed-forward output", traced=True)
+    init_scale: float = knob(1.0, "initial weights are normal with std 0.02 x this", traced=True)
+    scale_residual_init: bool = knob(
+        True, "initial weights of projections into the residual path also / sqrt(2 L) (GPT-2)"
+    )
+    dtype: Literal["float32", "bfloat16"] = knob(
+        "float32",
+        "dtype of matrix products and activations; parameters, softmax, norms and logits stay float32",
+    )
+    unroll: int = knob(
+        0,
+        "layers per turn of the loop over layers; 0 = all, no loop: faster, slower to compile",
+        mark="execution",
+    )
+    fold_rows: bool = knob(
+        True,
+        "position-wise layers see [B*T D] instead of [B T D]: 1.5x faster on CPU; off to shard T",
+        mark="execution",
+    )
+    remat: Literal["none", "dots", "full"] = knob(
+        "none",
+        "recompute in the backward pass: nothing, all but weight products, or whole blocks",
+        mark="execution",
+    )
+
+    def __post_init__(self):
+        for name in ("num_layers", "width", "num_heads"):
+            if getattr(self, name) < 1:
+                raise RequestError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("num_kv_heads", "head_width", "feedforward_width"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise RequestError(f"{name}={getattr(self, name)} must be at least 1, or none")
+        for name in ("embedding", "attention", "residual", "mlp"):
+            rate = getattr(self, f"{name}_dropout")
+            if rate < 0 or rate >= 1:
+                raise RequestError(f"{name}_dropout={rate} must be in [0, 1)")
+        if self.head_width is None and self.width % self.num_heads:
+            raise cross_check(
+                "num_heads",
+                self.num_heads,
+                f"does not divide width={self.width}",
+                "choose a divisor, or set head_width",
+            )
+        if self.num_heads % self.kv_heads:
+            raise cross_check(
+                "num_kv_heads",
+                self.num_kv_heads,
+                f"does not divide num_heads={self.num_heads}",
+                "choose a divisor, or none",
+            )
+        if not self.attention_pattern or min(self.attention_pattern) < 0:
+            raise RequestError(
+                f"attention_pattern={self.attention_pattern} must name windows in tokens, 0 for dense: 0 or 0,128"
+            )
+        if self.unroll < 0 or self.num_token_types < 0:
+            raise RequestError("unroll and num_token_types must be 0 or more")
+        if self.norm_epsilon <= 0 or self.init_scale <= 0:
+            raise RequestError("norm_epsilon and init_scale must be above 0")
+        if self.logit_softcap is not None and self.logit_softcap <= 0:
+            raise RequestError(f"logit_softcap={self.logit_softcap} must be above 0, or none")
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads K."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def width_per_head(self) -> int:
+        """Head width H."""
+        return self.head_width or self.width // self.num_heads
+
+    @property
+    def inner_width(self) -> int:
+        """Feed-forward width F."""
+        gated = -(-8 * self.width // 96) * 32
+        return self.feedforward_width or (gated if self.activation in GATED else 4 * self.width)
+
+    @property
+    def qkv_biased(self) -> bool:
+        """Whether query, key and value projections have biases."""
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def pre_norm(self) -> bool:
+        """Whether norms come before the sublayers."""
+        return self.norm_placement == "pre"
+
+    @property
+    def residual_init(self) -> float:
+        """Factor on initial weights of projections into the residual path."""
+        return (2 * self.num_layers) ** -0.5 if self.scale_residual_init else 1.0
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Attention window of each layer in tokens, DENSE where there is none."""
+        pattern = self.attention_pattern
+        return tuple(pattern[i % len(pattern)] or DENSE for i in range(self.num_layers))
+
+    def build(self, vocab_size: int, max_length: int) -> Transformer:
+        """The Linen module for V tokens and sequences of up to `max_length`.
+
+        Raises:
+          RequestError: where the position scheme does not fit the sizes.
+        """
+        self.positions.build(self.sizes(max_length))
+        return Transformer(self, vocab_size, max_length)
+
+    def sizes(self, max_length: int) -> Sizes:
+        """What position schemes may need to know."""
+        return Sizes(self.width, self.num_heads, self.width_per_head, max_length, self.CAUSAL)
+
+
+def _preset(layers: int, width: int, heads: int, **others: Any) -> dict[str, Any]:
+    return {"num_layers": layers, "width": width, "num_heads": heads, **others}
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig(TransformerConfig):
+    """A causal Transformer language model.
+
+    Presets: `tiny` for a quick look on a CPU; GPT-2's four sizes (Radford et al. 2019, table 2);
+      GPT-3's (arXiv:2005.14165,
+    table 2.1), whose layers alternate dense and banded attention. The width of the band is
+    unpublished: 128 is what Sparse Transformers (arXiv:1904.10509) used on text. For 13b the paper
+      prints width 5140 = 40 x 128.5; 5120 is meant.
+    """
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": _preset(4, 128, 4),
+        "small": _preset(12, 768, 12),
+        "medium": _preset(24, 1024, 16),
+        "large": _preset(36, 1280, 20),
+        "xl": _preset(48, 1600, 25),
+        "6.7b": _preset(32, 4096, 32, attention_pattern=(0, 128)),
+        "13b": _preset(40, 5120, 40, attention_pattern=(0, 128)),
+        "175b": _preset(96, 12288, 96, attention_pattern=(0, 128)),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(TransformerConfig):
+    """A bidirectional Transformer for masked tokens; defaults and presets are BERT's (arXiv:1810.04805)."""
+
+    CAUSAL: ClassVar[bool] = False
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": _preset(4, 128, 4),
+        "base": _preset(12, 768, 12),
+        "large": _preset(24, 1024, 16),
+    }
+
+    activation: Activation = knob("gelu", "activation, or gate (swiglu, geglu, geglu_tanh)")
+    norm_placement: Literal["pre", "post"] = knob(
+        "post", "norm before each sublayer, and one at the end, or after each residual addition"
+    )
+    norm_epsilon: float = knob(1e-12, "added to the variance in norms")
+    embedding_norm: bool = knob(True, "norm of the summed embeddings (BERT)")
+    head_transform: bool = knob(True, "linear layer, GELU and norm before the head (BERT)")
+    head_bias: bool = knob(True, "bias [V] on the logits (BERT)")
+    scale_residual_init: bool = knob(
+        False, "initial weights of projections into the residual path also / sqrt(2 L) (GPT-2)"
+    )
