@@ -1,0 +1,27 @@
+"""Fills the [MASK]s of a text with a masked model."""
+
+import argparse
+
+from ablax.commands import flags, output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `ablax fill`."""
+    flags.add_workdir(parser)
+    parser.add_argument(
+        "--text", action="append", required=True, help="text with [MASK]s; may be repeated"
+    )
+    flags.add_step(parser)
+    flags.add_platform(parser)
+    flags.add_extend(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Fills; JSON on stdout."""
+    from ablax.devices import ensure_accelerator
+    from ablax.model import load
+
+    step, extend = flags.checkpoint_step(args.step), flags.extensions(args.extend)
+    ensure_accelerator(args.platform)
+    model = load(args.workdir, step=step, extend=extend)
+    output.emit({"texts": args.text, "filled": model.fill(args.text)})

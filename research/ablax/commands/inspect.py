@@ -1,0 +1,95 @@
+"""Shows what an experiment will be: configuration, parameters, FLOPs per token, memory, lengths in steps, sharding.
+
+--batch=N prints N decoded batches: token text over target text, counted targets in green, padding dim.
+--layers prints every layer's output shape. Nothing is trained and no model is built in memory.
+"""
+
+import argparse
+from typing import Any
+
+from ablax.commands import flags, output
+
+PADDING_STYLE, SEGMENT_STYLES = "dim", ("cyan", "magenta", "yellow", "blue")
+MOST_ROWS = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `ablax inspect`."""
+    flags.add_config(parser)
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="show N decoded batches")
+    parser.add_argument(
+        "--layers", action="store_true", help="show the output shape of every layer"
+    )
+    flags.add_platform(parser)
+    flags.add_offline(parser)
+    flags.add_extend(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Inspects; JSON on stdout, tables on stderr."""
+    flags.go_offline(args.offline)
+    from ablax import inspection
+    from ablax.devices import choose_platform
+
+    # Shapes need no accelerator, and another run may hold it.
+    choose_platform(args.platform or "cpu")
+    experiment = flags.resolved(args.config, args.overrides, flags.extensions(args.extend))
+    corpus = None
+    if args.batch > 0 or inspection.needs_data(experiment):
+        corpus = inspection.corpus_of(experiment, args.offline)
+    found = inspection.inspect(experiment, corpus, count=args.batch, shapes=args.layers)
+    output.emit(found)
+    _tables(args.config, found)
+
+
+def _tables(title: str, found: dict[str, Any]) -> None:
+    output.table(title, ("knob", "value"), [(k, str(v)) for k, v in found["config"].items()])
+    if found["durations"]:
+        output.table("Lengths", ("knob", "steps"), found["durations"].items())
+    if found["parameters"] is None:
+        output.say(f"no parameters to show: {found['why']}")
+    else:
+        table = found["parameters"]["table"]
+        rows = [(k, str(v["shape"]), v["partition"]) for k, v in table.items()]
+        output.table("Parameters", ("parameter", "shape", "partition"), rows)
+        cost = [("parameters", found["parameters"]["total"]), ("vocabulary", found["vocabulary"])]
+        cost += [(k.replace("_", " "), v) for k, v in found["flops"].items()]
+        cost += [(f"memory: {k}", output.size(v)) for k, v in found["memory"].items()]
+        output.table("Cost", ("what", "FLOPs, bytes, number"), cost)
+    if "layers" in found:
+        rows = [
+            (r["layer"], str(r["shape"]), r["dtype"], output.size(r["bytes"]))
+            for r in found["layers"]
+        ]
+        output.table("Layers", ("layer", "output", "dtype", "size"), rows)
+    for step, batch in enumerate(found.get("batches", [])):
+        _show_batch(step, batch)
+
+
+def _visible(text: str) -> str:
+    return text.replace("\n", "\u23ce").replace("\t", "\u21e5").replace("\r", "\u240d")
+
+
+def _show_batch(step: int, batch: Any) -> None:
+    """Rows of a batch in colour: one colour per segment, targets that count underlined below."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    console.print(
+        f"batch of step {step}: {len(batch)} rows of {len(batch[0])} tokens", style="bold"
+    )
+    for number, row in enumerate(batch[:MOST_ROWS]):
+        inputs, targets = Text(f"{number} in  "), Text(f"{number} out ")
+        for token in row:
+            color = SEGMENT_STYLES[(token.segment - 1) % len(SEGMENT_STYLES)]
+            inputs.append(_visible(token.text), PADDING_STYLE if token.segment == 0 else color)
+            targets.append(_visible(token.target), "green" if token.weight > 0 else PADDING_STYLE)
+            inputs.append("|", PADDING_STYLE)
+            targets.append("|", PADDING_STYLE)
+        console.print(inputs)
+        console.print(targets)
+    if len(batch) > MOST_ROWS:
+        console.print(
+            f"... and {len(batch) - MOST_ROWS} more rows, in the JSON on stdout", style="dim"
+        )

@@ -1,0 +1,82 @@
+"""What commands print: results as JSON on stdout, tables and talk on stderr."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+DONE, FAILED, REFUSED, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
+"""Exit codes."""
+
+
+def say(line: str) -> None:
+    """One line of talk on stderr."""
+    print(f"ablax: {line}", file=sys.stderr)
+
+
+def emit(result: Any) -> None:
+    """Prints a result as one JSON document on stdout; numbers that are not finite become null."""
+    json.dump(plain(result), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """JSON values of dicts, sequences, dataclasses, NumPy scalars and arrays, paths and durations."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist") and not isinstance(value, type):
+        return plain(value.tolist())
+    return str(value)
+
+
+def number(value: Any) -> str:
+    """A number for people: four significant digits, thousands separated; `-` for what is absent."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:,.4g} TiB"
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], notes: Sequence[str] = ()
+) -> None:
+    """A table on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(stderr=True)
+    drawn = Table(title=title, title_justify="left")
+    rows = [tuple(row) for row in rows]
+    for index, column in enumerate(columns):
+        words = any(isinstance(row[index], str) for row in rows)
+        drawn.add_column(column, justify="left" if words else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(number(cell) for cell in row))
+    console.print(drawn)
+    for note in notes:
+        console.print(note, markup=False, highlight=False)

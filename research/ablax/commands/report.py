@@ -1,0 +1,22 @@
+"""Compares the arms of a sweep: a table, a page (report.md) and a picture (curves.png) in the sweep's folder."""
+
+import argparse
+
+from ablax.commands import flags, output
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `ablax report`."""
+    flags.add_workdir(parser, "the sweep's folder")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Reports; JSON on stdout, a table on stderr."""
+    from ablax.sweeps import report
+
+    found = report.write(args.workdir)
+    output.emit(found)
+    where = [f"written: {path}" for path in (found["page"], found["picture"]) if path]
+    output.table(
+        report.caption(found), report.COLUMNS, report.rows(found), report.notes(found) + where
+    )

@@ -1,0 +1,1 @@
+"""Ablations: what to run (plan), running it (launch), what it says (statistics, report, curves)."""

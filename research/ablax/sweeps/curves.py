@@ -1,0 +1,99 @@
+"""Learning curves of a sweep as a picture."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ablax.history import LOSSES, Curve, curve, unit
+from ablax.run import RunFolder
+from ablax.sweeps.cells import read_plan
+
+# Okabe and Ito's palette: told apart with colour-blind eyes too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """Arms that share a metric.
+
+    Attributes:
+      curves: arm -> one curve for each of its seeds.
+      apart: whether its numbers must not be compared with those of the other panels.
+    """
+
+    metric: str
+    apart: bool
+    curves: Mapping[str, Sequence[Curve]]
+
+
+def panels(sweep: Path, apart: Iterable[str] = ()) -> list[Panel]:
+    """The validation curves of a sweep: first those of the primary metric, then those of other metrics.
+
+    Args:
+      apart: arms that must not stand beside the others even where their metric has the same name.
+    """
+    plan, apart = read_plan(sweep), set(apart)
+    grouped: dict[tuple[bool, str], dict[str, list[Curve]]] = {}
+    for cell in plan["cells"]:
+        records = list(RunFolder(sweep / cell["folder"]).metrics())
+        found = curve(records, "validation", (plan["metric"], *LOSSES))
+        if found:
+            key = (cell["arm"] in apart, found.metric)
+            grouped.setdefault(key, {}).setdefault(cell["arm"], []).append(found)
+    order = sorted(grouped, key=lambda key: (key[0], key[1] != plan["metric"]))
+    return [Panel(key[1], key[0] or key[1] != plan["metric"], grouped[key]) for key in order]
+
+
+def learning_curves(sweep: Path | str, out_path: Path | str, apart: Iterable[str] = ()) -> bool:
+    """Draws the validation curves: seeds as thin lines, their mean as a thick one, a single value as a level.
+
+    Args:
+      sweep: the sweep's folder.
+      out_path: `.png` or `.svg`.
+      apart: arms that get a panel of their own because their numbers are not comparable.
+
+    Returns:
+      Whether there was anything to draw; if not, nothing is written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    sweep = Path(sweep)
+    plan, shown = read_plan(sweep), panels(sweep, apart)
+    if not shown:
+        return False
+    colors = {arm: COLORS[index % len(COLORS)] for index, arm in enumerate(plan["arms"])}
+    figure = Figure(figsize=(6.4 * len(shown), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, panel in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
+        _draw(axes, panel, colors)
+    figure.savefig(out_path, dpi=150)
+    return True
+
+
+def _draw(axes: Any, panel: Panel, colors: Mapping[str, str]) -> None:
+    longest = max(max(c.steps) for curves in panel.curves.values() for c in curves)
+    for arm, curves in panel.curves.items():
+        label = f"{arm} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
+        style = {"color": colors[arm]}
+        if all(len(c.steps) == 1 for c in curves):
+            level = float(np.mean([c.values[-1] for c in curves]))
+            axes.axhline(level, linestyle="--", linewidth=1.8, label=f"{label}, one value", **style)
+            continue
+        for one in curves if len(curves) > 1 else ():
+            axes.plot(one.steps, one.values, linewidth=0.7, alpha=0.5, **style)
+        shared = sorted(set.intersection(*(set(c.steps) for c in curves)))
+        rows = [dict(zip(c.steps, c.values, strict=True)) for c in curves]
+        means = [float(np.mean([row[step] for row in rows])) for step in shared]
+        marker = "o" if len(shared) <= 20 else None
+        axes.plot(shared, means, linewidth=2, marker=marker, markersize=3.5, label=label, **style)
+    if panel.apart:
+        axes.set_title("not comparable with the other arms", fontsize="medium")
+    axes.set_xlim(0, longest * 1.03 or 1)
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel(f"validation {unit(panel.metric)}")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)

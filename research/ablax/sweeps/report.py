@@ -1,0 +1,236 @@
+"""What a sweep says: a table of arms with seed-paired differences from the baseline, and a page with the picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablax.history import unit
+from ablax.run import RunFolder
+from ablax.sweeps.cells import read_plan, read_record
+from ablax.sweeps.curves import learning_curves
+from ablax.sweeps.statistics import Comparison, paired, summary
+
+PAGE, PICTURE = "report.md", "curves.png"
+COLUMNS = (
+    "arm",
+    "mean",
+    "seeds",
+    "difference",
+    "95 % interval",
+    "parameters",
+    "seconds",
+    "tokens/s",
+)
+
+
+def report(sweep: Path | str) -> dict[str, Any]:
+    """Compares the arms of a sweep.
+
+    Args:
+      sweep: the sweep's folder.
+
+    Returns:
+      `metric`, `unit`, `baseline`, `experiment`; `arms`: one dict per comparable arm, best mean first;
+      `not_comparable`: arms whose metric means something else, each with the reason; `unfinished`: cells that failed
+      or are missing.
+
+    Raises:
+      RequestError: if the folder holds no sweep.
+    """
+    sweep = Path(sweep)
+    plan = read_plan(sweep)
+    records = {cell["folder"]: read_record(sweep, cell["folder"]) for cell in plan["cells"]}
+    unfinished = [
+        {"cell": folder, "status": record["status"], "error": record.get("error")}
+        for folder, record in records.items()
+        if record["status"] != "finished"
+    ]
+    by_arm: dict[str, dict[int, dict]] = {arm: {} for arm in plan["arms"]}
+    for cell in plan["cells"]:
+        if records[cell["folder"]]["status"] == "finished":
+            by_arm[cell["arm"]][cell["seed"]] = records[cell["folder"]]
+    metric, baseline = plan["metric"], plan["baseline"]
+    rules = {
+        cell["folder"]: _rule(sweep / cell["folder"], records[cell["folder"]])
+        for cell in plan["cells"]
+    }
+    rule = next((rules[cell["folder"]] for cell in plan["cells"] if cell["arm"] == baseline), {})
+    reasons = {
+        arm: _why_apart(runs, metric) or _other_rule(plan, rules, arm, rule)
+        for arm, runs in by_arm.items()
+        if runs
+    }
+    values = {
+        arm: {seed: float(run["metrics"][metric]) for seed, run in by_arm[arm].items()}
+        for arm, why in reasons.items()
+        if why is None
+    }
+    arms = []
+    for arm, found in values.items():
+        comparison = None if arm == baseline else _compare(values, reasons, baseline, arm)
+        arms.append(_row(arm, by_arm[arm], found, comparison))
+    sign = -1 if "accuracy" in metric else 1
+    return {
+        "experiment": plan["experiment"],
+        "metric": metric,
+        "unit": unit(metric),
+        "baseline": baseline,
+        "arms": sorted(arms, key=lambda row: sign * row["mean"]),
+        "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
+        "unfinished": unfinished,
+    }
+
+
+def _rule(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """How a cell's last evaluation cut documents; context lengths are the models' own affair."""
+    metrics = record.get("metrics", {})
+    path = RunFolder(folder).evals / f"{metrics.get('split')}-{metrics.get('step')}.json"
+    if not path.is_file():
+        return {}
+    identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    return {name: identity[name] for name in ("document_rule", "first_token", "end")}
+
+
+def _other_rule(
+    plan: Mapping[str, Any], rules: Mapping[str, dict], arm: str, rule: Mapping[str, Any]
+) -> str | None:
+    for cell in plan["cells"]:
+        own = rules[cell["folder"]]
+        if cell["arm"] == arm and own and rule and own != rule:
+            other = ", ".join(
+                f"{name}={value}" for name, value in own.items() if value != rule[name]
+            )
+            return f"it was measured by another rule than the baseline ({other})"
+    return None
+
+
+def _why_apart(runs: Mapping[int, dict], metric: str) -> str | None:
+    """Why an arm's metric must not stand beside the others', or None."""
+    for run in runs.values():
+        if run["metrics"].get("comparable") is False:
+            return str(run["metrics"].get("reason") or "its evaluation is marked as not comparable")
+        if run["metrics"].get(metric) is None:
+            return f"it has no {metric}"
+    return None
+
+
+def _compare(
+    values: Mapping[str, Mapping[int, float]],
+    reasons: Mapping[str, str | None],
+    baseline: str,
+    arm: str,
+) -> Comparison:
+    if baseline not in values:
+        why = reasons.get(baseline) or "none of its cells has finished"
+        return Comparison(0, None, why=f"no baseline: {baseline}: {why}")
+    return paired(values[baseline], values[arm])
+
+
+def _costs(runs: Mapping[int, dict]) -> dict[str, Any]:
+    """Means over the seeds of what the runs cost."""
+    found: dict[str, Any] = {}
+    for name in ("parameters", "seconds", "tokens_per_second"):
+        known = [run[name] for run in runs.values() if run.get(name) is not None]
+        found[name] = sum(known) / len(known) if known else None
+    return found
+
+
+def _row(
+    arm: str, runs: Mapping[int, dict], values: Mapping[int, float], comparison: Comparison | None
+) -> dict[str, Any]:
+    found = summary(values)
+    return {
+        "arm": arm,
+        "n": found.n,
+        "mean": found.mean,
+        "sd": found.sd,
+        "difference": comparison.difference if comparison else None,
+        "interval": comparison.interval if comparison else None,
+        "why": comparison.why if comparison else None,
+        **_costs(runs),
+        "values": dict(sorted(values.items())),
+    }
+
+
+def _apart(arm: str, runs: Mapping[int, dict], why: str) -> dict[str, Any]:
+    numbers: dict[str, dict[int, float]] = {}
+    for seed, run in runs.items():
+        for name, value in run["metrics"].items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                numbers.setdefault(name, {})[seed] = float(value)
+    means = {name: summary(found).mean for name, found in numbers.items()}
+    return {"arm": arm, "n": len(runs), "reason": why, "metrics": means, **_costs(runs)}
+
+
+def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The comparable arms as text, in the order of `COLUMNS`."""
+    return [
+        (
+            f"{row['arm']} (baseline)" if row["arm"] == found["baseline"] else row["arm"],
+            f"{row['mean']:.4f}",
+            str(row["n"]),
+            "-" if row["difference"] is None else f"{row['difference']:+.4f}",
+            "-" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"]),
+            _count(row["parameters"]),
+            "-" if row["seconds"] is None else f"{row['seconds']:,.1f}",
+            _count(row["tokens_per_second"]),
+        )
+        for row in found["arms"]
+    ]
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """What the table cannot tell, one line each."""
+    lines = [f"{row['arm']}: {row['why']}" for row in found["arms"] if row["why"]]
+    for apart in found["not_comparable"]:
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in apart["metrics"].items())
+        lines.append(f"{apart['arm']} is not compared: {apart['reason']} ({numbers})")
+    for cell in found["unfinished"]:
+        lines.append(
+            f"{cell['cell']}: {cell['status']}" + (f": {cell['error']}" if cell["error"] else "")
+        )
+    return lines
+
+
+def caption(found: Mapping[str, Any]) -> str:
+    """What the table shows."""
+    better = "higher" if "accuracy" in found["metric"] else "lower"
+    return (
+        f"{found['unit']} on validation ({better} is better); difference from {found['baseline']}, "
+        "paired by seed, with its paired t interval"
+    )
+
+
+def markdown(found: Mapping[str, Any], picture: str | None = None) -> str:
+    """The report as a page."""
+    lines = [f"# {found['experiment'] or 'Sweep'}", "", caption(found) + ".", ""]
+    lines += [_line(COLUMNS), _line(["---"] + ["---:"] * (len(COLUMNS) - 1))]
+    lines += [_line(row) for row in rows(found)]
+    if said := notes(found):
+        lines += ["", "What this does not tell:", "", *(f"- {line}" for line in said)]
+    if picture:
+        lines += ["", f"![Learning curves]({picture})"]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def write(sweep: Path | str) -> dict[str, Any]:
+    """Compares the arms and writes `report.md` and `curves.png` into the sweep's folder.
+
+    Returns:
+      What `report` returns, with `page` and `picture` (None without any curve).
+    """
+    sweep = Path(sweep)
+    found = report(sweep)
+    apart = [row["arm"] for row in found["not_comparable"]]
+    drawn = learning_curves(sweep, sweep / PICTURE, apart)
+    (sweep / PAGE).write_text(markdown(found, PICTURE if drawn else None), encoding="utf-8")
+    return {**found, "page": str(sweep / PAGE), "picture": str(sweep / PICTURE) if drawn else None}

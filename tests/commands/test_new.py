@@ -1,0 +1,46 @@
+"""`ablax new` writes a project that works."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ablax import cli
+from ablax.config import RequestError
+from ablax.project import write_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("user") / "my_idea"
+    write_project(folder)
+    return folder
+
+
+def test_files_are_written_and_named(tmp_path, capsys):
+    assert cli.main(["new", str(tmp_path / "mine")]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert "experiment.py" in files
+    assert "test_sigmoid_attention.py" in files
+    assert (tmp_path / "mine" / "README.md").read_text().startswith("# mine\n")
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path):
+    """Catches: overwriting a user's files."""
+    (tmp_path / "mine.py").write_text("precious")
+    with pytest.raises(RequestError, match="not an empty folder"):
+        write_project(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_its_own_test_passes(project):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 0, done.stdout

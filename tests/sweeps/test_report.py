@@ -1,0 +1,137 @@
+"""The report: paired differences, refusals, numbers that must not be ranked together, the page and the picture."""
+
+import json
+import math
+
+import matplotlib.image
+import pytest
+
+from ablax.config import RequestError
+from ablax.run import write_json
+from ablax.sweeps import report
+from ablax.sweeps.cells import cells_of, read_record, record_path, write_plan
+from ablax.sweeps.curves import panels
+from ablax.sweeps.plan import chain, named, product, seeds
+
+LEVELS = {"decoder": (1.9, 2.0, 1.95), "lstm": (2.1, 2.3, 2.12), "ngram": (2.5, 2.5, 2.5)}
+
+
+def make_sweep(folder, arms=("ngram", "lstm", "decoder", "encoder"), count=3):
+    """A finished sweep as `ablax sweep` leaves it, with made-up curves."""
+    cells = cells_of(product(chain(*map(named, arms)), seeds(count)))
+    write_plan(folder, cells, "bits_per_byte", "ladder.py")
+    for cell in cells:
+        run = folder / cell.folder
+        run.mkdir(parents=True)
+        encoder = cell.arm == "encoder"
+        final = 1.5 if encoder else LEVELS[cell.arm][cell.seed]
+        metric = "masked_nats_per_token" if encoder else "bits_per_byte"
+        steps = (0,) if cell.arm == "ngram" else range(0, 501, 50)
+        with (run / "metrics.jsonl").open("w") as lines:
+            for step in steps:
+                value = final + (0 if cell.arm == "ngram" else 4 * math.exp(-step / 80))
+                record = {"step": step, "split": "validation", metric: value}
+                lines.write(json.dumps(record) + "\n")
+        metrics = {metric: final, "accuracy": 0.5}
+        if encoder:
+            reason = "pseudo-log-likelihood is no likelihood"
+            metrics |= {"comparable": False, "reason": reason}
+        result = {"metrics": metrics, "seconds": 10.0 + cell.seed, "parameters": 1000}
+        result |= {"status": "finished", "step": 500, "tokens_per_second": 5e4}
+        write_json(record_path(folder, cell.folder), result)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return make_sweep(tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def written(sweep):
+    return report.write(sweep)
+
+
+def test_arms_are_ranked_with_paired_differences(written):
+    """Catches: differences from the best arm instead of the first one; means over unequal seeds."""
+    assert [row["arm"] for row in written["arms"]] == ["decoder", "lstm", "ngram"]
+    decoder, lstm, ngram = written["arms"]
+    assert written["baseline"] == "ngram"
+    assert ngram["difference"] is None
+    assert decoder["difference"] == pytest.approx(1.95 - 2.5)
+    assert decoder["interval"][0] < decoder["difference"] < decoder["interval"][1]
+    assert lstm["values"] == {0: 2.1, 1: 2.3, 2: 2.12}
+    assert decoder["seconds"] == pytest.approx(11.0)
+
+
+def test_numbers_that_mean_something_else_stand_apart(written):
+    """Catches: ranking a masked model's 1.5 as the best arm."""
+    (encoder,) = written["not_comparable"]
+    assert encoder["arm"] == "encoder"
+    assert "pseudo-log-likelihood" in encoder["reason"]
+    assert encoder["metrics"]["masked_nats_per_token"] == pytest.approx(1.5)
+    assert "encoder" not in [row["arm"] for row in written["arms"]]
+    assert "encoder is not compared: pseudo-log-likelihood" in "\n".join(report.notes(written))
+
+
+def test_the_page_has_the_table_and_the_picture(sweep, written):
+    page = (sweep / "report.md").read_text()
+    assert "| decoder | 1.9500 | 3 | -0.5500 |" in page
+    assert "ngram (baseline)" in page
+    assert "![Learning curves](curves.png)" in page
+    assert matplotlib.image.imread(written["picture"]).shape[0] > 400
+
+
+def test_curves_are_grouped_by_what_they_measure(sweep):
+    """Catches: nats of a masked model on the axis of bits per byte."""
+    first, second = panels(sweep, ["encoder"])
+    assert first.metric == "bits_per_byte"
+    assert list(first.curves) == ["ngram", "lstm", "decoder"]
+    assert [len(curves) for curves in first.curves.values()] == [3, 3, 3]
+    assert second.metric == "masked_nats_per_token"
+
+
+def test_missing_seeds_refuse_the_comparison(tmp_path):
+    """Catches: comparing the seeds that are left."""
+    make_sweep(tmp_path, ("ngram", "lstm"))
+    write_json(record_path(tmp_path, "lstm/seed1"), {"status": "failed", "error": "boom"})
+    found = report.report(tmp_path)
+    (lstm,) = [row for row in found["arms"] if row["arm"] == "lstm"]
+    assert (lstm["n"], lstm["difference"], lstm["interval"]) == (2, None, None)
+    assert "seeds 1 only in the baseline" in lstm["why"]
+    assert found["unfinished"] == [{"cell": "lstm/seed1", "status": "failed", "error": "boom"}]
+    assert "lstm/seed1: failed: boom" in report.notes(found)
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    make_sweep(tmp_path, ("ngram", "lstm"), count=1)
+    found = report.report(tmp_path)
+    assert "one seed" in found["arms"][0]["why"]
+    assert "| lstm | 2.1000 | 1 | -0.4000 | - |" in report.markdown(found)
+
+
+def test_another_rule_of_cutting_documents_stands_apart(tmp_path):
+    """Catches: ranking a sliding window over the joined text against documents from their starts."""
+    make_sweep(tmp_path, ("ngram", "lstm"))
+    for arm, rule in (("ngram", "document"), ("lstm", "stream")):
+        for seed in range(3):
+            record = read_record(tmp_path, f"{arm}/seed{seed}")
+            record["metrics"] |= {"split": "validation", "step": 500}
+            write_json(record_path(tmp_path, f"{arm}/seed{seed}"), record)
+            identity = {"document_rule": rule, "first_token": True, "end": True}
+            path = tmp_path / arm / f"seed{seed}" / "evals" / "validation-500.json"
+            write_json(path, {"identity": identity})
+    (lstm,) = report.report(tmp_path)["not_comparable"]
+    assert "another rule than the baseline (document_rule=stream)" in lstm["reason"]
+
+
+def test_a_baseline_that_is_not_comparable_refuses_every_comparison(tmp_path):
+    make_sweep(tmp_path, ("encoder", "lstm"))
+    (lstm,) = report.report(tmp_path)["arms"]
+    assert lstm["difference"] is None
+    assert "no baseline: encoder" in lstm["why"]
+
+
+def test_a_folder_without_a_sweep_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="holds no sweep"):
+        report.report(tmp_path)

@@ -1,0 +1,133 @@
+"""What inspect says: exact parameters and products, memory, lengths, layers, batches; nothing large is built."""
+
+import itertools
+import json
+import math
+import time
+
+import jax
+import pytest
+
+from ablax import cli, inspection
+from ablax.experiment import base, resolve
+from ablax.models.flops import forward_flops_per_token
+from ablax.training import session
+
+PAGE = """
+from ablax.experiment import base
+
+def get_config(size="tiny"):
+    config = base(tokenizer="byte")
+    config.data.source = {"kind": "text", "glob": PATH}
+    config.data.source.document = "line"
+    config.data.sequence_length = 16
+    config.data.layout = "packed"
+    config.training.steps = "2 epochs"
+    config.training.batch_size = 2
+    return config
+"""
+
+
+def tiny(**overrides):
+    small = {"model.num_layers": 3, "model.width": 32, "model.num_heads": 2}
+    small |= {"data.tokenizer.vocab_size": 300, "data.sequence_length": 32}
+    return resolve(base(), small | {"training.batch_size": 4, "training.steps": 50} | overrides)
+
+
+def parts(experiment, vocab_size=300):
+    program = inspection.program_of(experiment, vocab_size, None)
+    return program, session.abstract_state(program, experiment)
+
+
+def test_parameters_are_those_that_training_starts_with():
+    """Catches: counting the stacked layers once."""
+    program, state = parts(tiny())
+    real = jax.jit(program.init)(session.root_key(0), session.hyper_of(tiny()))
+    found = inspection.parameters(program, state)
+    assert found["total"] == sum(leaf.size for leaf in jax.tree.leaves(real.params))
+    assert sum(math.prod(row["shape"]) for row in found["table"].values()) == found["total"]
+
+
+@pytest.mark.parametrize("changes", [{}, {"model.unroll": 1, "model.activation": "swiglu"}])
+def test_flops_agree_with_the_closed_form(changes):
+    """Catches: a scan's body counted once instead of L times; a factor 2."""
+    experiment = tiny(**changes)
+    found = inspection.flops(*parts(experiment))
+    closed = forward_flops_per_token(experiment.model, 300, 32)
+    assert found["forward_per_token"] == pytest.approx(closed, rel=1e-6)
+    # Each product has two more in its gradient; that of the first layer's input is needed for the embedding.
+    assert found["training_per_token"] == pytest.approx(3 * closed, rel=1e-6)
+
+
+def test_recomputation_costs_operations_and_saves_memory():
+    """Catches: a memory estimate that cannot see rematerialisation."""
+    plain, full = (parts(tiny(**{"model.remat": kind})) for kind in ("none", "full"))
+    assert (
+        inspection.flops(*full)["training_per_token"]
+        > inspection.flops(*plain)["training_per_token"]
+    )
+    assert inspection.memory(*full)["activations"] < inspection.memory(*plain)["activations"]
+
+
+def test_accumulation_divides_the_activations():
+    """Catches: the knob that an out-of-memory message recommends not showing in the estimate."""
+    whole, split = (parts(tiny(**{"training.accumulation": k})) for k in (1, 4))
+    ratio = inspection.memory(*whole)["activations"] / inspection.memory(*split)["activations"]
+    assert 3.5 < ratio < 4.5
+
+
+def test_a_model_of_175_billion_costs_seconds_and_no_memory():
+    huge = {"model.num_layers": 96, "model.width": 12288, "model.num_heads": 96}
+    huge |= {"data.tokenizer.vocab_size": 50257, "data.sequence_length": 2048}
+    start = time.perf_counter()
+    found = inspection.inspect(tiny(**huge), shapes=True)
+    assert time.perf_counter() - start < 10
+    assert found["parameters"]["total"] == pytest.approx(174.6e9, rel=1e-3)
+    assert found["memory"]["optimizer"] == pytest.approx(8 * 174.6e9, rel=1e-3)
+    json.dumps(found["layers"])
+
+
+def test_layers_are_named_and_sized():
+    rows = {row["layer"]: row for row in inspection.layers(*parts(tiny()))}
+    assert rows["model"]["shape"] == [4, 32, 300]
+    assert rows["model"]["bytes"] == 4 * 32 * 300 * 4
+    assert any(name.startswith("blocks/") for name in rows)
+
+
+def test_a_fitted_model_says_why_it_has_no_cost():
+    found = inspection.inspect(resolve(base(), {"model": "ngram"}))
+    assert found["parameters"] is None
+    assert "fitted" in found["why"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    lines = [f"line {number}: {'abc' * (number % 7)}" for number in range(200)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    (folder / "page.py").write_text(PAGE.replace("PATH", repr(str(folder / "text.txt"))))
+    return folder / "page.py"
+
+
+def test_the_command_shows_batches_in_colour_and_lengths_in_steps(page, capsys):
+    """Catches: targets that are not the next token; weights of padding; epochs that stay epochs."""
+    arguments = [f"--config={page}", "--config.model.num_layers=1", "--config.model.width=12"]
+    assert cli.main(["inspect", *arguments, "--batch=2", "--layers"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert isinstance(found["durations"]["training.steps"], int)
+    assert len(found["batches"]) == 2
+    for batch in found["batches"]:
+        for row in batch:
+            assert len(row) == 16
+            for here, after in itertools.pairwise(row):
+                if here["weight"] and after["segment"] == here["segment"]:
+                    assert here["target"] == after["text"]
+            assert all(token["weight"] == 0 for token in row if token["segment"] == 0)
+    assert "batch of step 1: 2 rows of 16 tokens" in captured.err
+    assert "blocks/mlp" in captured.err
+
+
+def test_a_wrong_knob_is_one_line(page, capsys):
+    assert cli.main(["inspect", f"--config={page}", "--config.model.num_layer=1"]) == 2
+    assert "did you mean 'num_layers'?" in capsys.readouterr().err
