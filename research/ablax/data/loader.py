@@ -1,0 +1,219 @@
+"""The loader: the batch of a step as a pure function of (layout, seed, step), on grain."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import grain
+import numpy as np
+
+from ablax.config import RequestError
+from ablax.data.layouts import Layout, Row
+
+Batch = dict[str, np.ndarray]
+Transform = Callable[[Row, np.random.Generator], dict[str, np.ndarray]]
+
+
+class Loader:
+    """Random access to batches, and iteration from any step.
+
+    Rows are drawn epoch after epoch, each epoch in its own order, and every row exactly once an
+    epoch; a batch may straddle two epochs. Step s of the global batch of B rows takes rows s B to
+    (s + 1) B of that sequence, and process p of P takes the p-th of P equal parts of them. So a
+    batch depends neither on the processes nor on what was read before, and no iterator state has to
+    be saved.
+
+    Args:
+      layout: where the rows come from.
+      global_batch_size: B, rows per step in all processes together.
+      seed: of the order of the rows and of the transform's generators, in [0, 2^32).
+      transform: `transform(row, rng)` makes a row of the batch; its generator depends on
+        (seed, s B + b) alone. Without a transform a batch holds the layout's rows.
+      process_index, process_count: this process and how many there are.
+      shuffle: None leaves it to the layout; streams cannot be shuffled.
+      limits: more names of integer arrays and the bound that their values must stay under, as
+        `{"labels": 5}`.
+      prefetch: batches made ahead by `iterate`'s thread; 0 makes each when asked for, without a
+        thread.
+
+    Raises:
+      RequestError: if a size does not fit.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        global_batch_size: int,
+        seed: int,
+        transform: Transform | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+        shuffle: bool | None = None,
+        limits: Mapping[str, int] | None = None,
+        prefetch: int = 4,
+    ):
+        _check(layout, global_batch_size, seed, process_index, process_count, shuffle, prefetch)
+        self.layout, self.global_batch_size, self.rows_per_epoch = (
+            layout,
+            global_batch_size,
+            len(layout),
+        )
+        self.tokens_per_step = global_batch_size * layout.sequence_length
+        vocab_size = layout.store.vocab_size
+        self._limits = {
+            "tokens": vocab_size,
+            "targets": vocab_size,
+            "positions": layout.position_limit,
+        }
+        self._limits |= {"segment_ids": layout.segment_limit, **(limits or {})}
+        self._prefetch = prefetch
+        rows = grain.MapDataset.range(len(layout)).seed(seed)
+        if layout.shuffled if shuffle is None else shuffle:
+            rows = rows.shuffle()
+        rows = rows.repeat().map_with_index(self._row)
+        if transform is not None:
+            rows = rows.random_map(transform)
+        local_batch_size = global_batch_size // process_count
+        rows = _ProcessRows(rows, local_batch_size, process_index, process_count)
+        self._batches = rows.batch(local_batch_size, batch_fn=self._batch)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps that read as many rows as an epoch has; a fraction when B does not divide them."""
+        return self.rows_per_epoch / self.global_batch_size
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of the first row of this step."""
+        return step * self.global_batch_size // self.rows_per_epoch
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of one step, arrays [B / processes, ...]; any step costs the same.
+
+        Raises:
+          RequestError: if a value is outside its range.
+        """
+        if step < 0:
+            raise IndexError(f"step {step} is negative")
+        batch = self._batches[step]
+        assert batch is not None
+        return batch
+
+    def iterate(self, start_step: int = 0) -> "BatchIterator":
+        """Endless iteration over `batch(start_step)` and its successors, made ahead by a thread."""
+        options = grain.ReadOptions(
+            num_threads=min(1, self._prefetch), prefetch_buffer_size=self._prefetch
+        )
+        return BatchIterator(iter(self._batches.to_iter_dataset(options)), start_step)
+
+    def _row(self, position: int, row: int) -> Row:
+        # `range` forgets the epoch, which the layout wants to know.
+        return self.layout[position // self.rows_per_epoch * self.rows_per_epoch + row]
+
+    def _batch(self, rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        for name, limit in self._limits.items():
+            if name in batch:
+                _check_range(name, batch[name], limit)
+        return batch
+
+
+class BatchIterator:
+    """Batches from a step on. Close it, or use it as a context manager, to end its thread."""
+
+    def __init__(self, iterator: grain.DatasetIterator[Batch], start_step: int):
+        self._iterator = iterator
+        self._iterator.set_state({"next_index": start_step})
+        self._iterator.start_prefetch()
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """Ends the thread after the batch that it is making; closing twice is fine."""
+        self._iterator.close()
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _ProcessRows(grain.MapDataset):
+    """The rows of one process: of each B rows, the contiguous part that is its own."""
+
+    def __init__(
+        self,
+        parent: grain.MapDataset,
+        local_batch_size: int,
+        process_index: int,
+        process_count: int,
+    ):
+        super().__init__(parent)
+        self._local = local_batch_size
+        self._first = process_index * local_batch_size
+        self._global = process_count * local_batch_size
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._global * self._local
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, row = divmod(index, self._local)
+        return self._parent[step * self._global + self._first + row]
+
+
+def _check(
+    layout: Layout,
+    global_batch_size: int,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    shuffle: bool | None,
+    prefetch: int,
+) -> None:
+    if global_batch_size < 1 or global_batch_size % process_count:
+        raise RequestError(
+            f"data.batch_size is {global_batch_size}: "
+            f"it must be a positive multiple of the {process_count} processes"
+        )
+    if not 0 <= process_index < process_count:
+        raise RequestError(f"process_index is {process_index}: it must be in [0, {process_count})")
+    if not 0 <= seed < 2**32:
+        raise RequestError(f"data.seed is {seed}: it must be in [0, 2^32)")
+    if prefetch < 0:
+        raise RequestError(f"data.prefetch is {prefetch}: it must be 0 or more batches")
+    lanes = getattr(layout, "batch_size", None)
+    if lanes is not None and lanes != global_batch_size:
+        raise RequestError(
+            f"the layout has {lanes} lanes and a batch {global_batch_size} rows: make them equal"
+        )
+    if lanes is not None and shuffle:
+        raise RequestError(
+            "streams cannot be shuffled: set data.shuffle to none, or choose windows or packed rows"
+        )
+    if len(layout) < global_batch_size:
+        raise RequestError(
+            f"the split has {len(layout)} rows of {layout.sequence_length + 1} tokens "
+            f"and a batch {global_batch_size}: "
+            "lower data.batch_size or data.sequence_length, or use a longer split"
+        )
+
+
+def _check_range(name: str, values: np.ndarray, limit: int) -> None:
+    # As unsigned, a negative number is larger than every limit: one pass instead of two.
+    if values.view(np.dtype(f"u{values.itemsize}")).max(initial=0) >= limit:
+        raise RequestError(
+            f"{name} has values in [{values.min()}, {values.max()}] and not only in [0, {limit}): "
+            "look at the transform and the tokenizer"
+        )
