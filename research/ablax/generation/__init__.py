@@ -1,0 +1,1 @@
+"""Text out of models: samplers, decoders, the compiled decode loop, and filling of masks."""

@@ -1,0 +1,137 @@
+"""Laws of text generation: stop strings, seeds, several sequences, refusals."""
+
+import numpy as np
+import pytest
+
+from ablax.config import RequestError
+from ablax.generation.decoders import NgramDecoder
+from ablax.generation.generate import check_fits, complete, generate
+from ablax.generation.loop import Stepwise
+from ablax.generation.samplers import Sampling
+from ablax.models.ngram import NgramConfig
+
+TEXT = "abcdefghijklabcdefghijklabcdefghijklabcdefghijkl"
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def alphabet(letters):
+    """An engine that goes on with the alphabet, round and round."""
+    tokens = letters.encode(TEXT * 2)
+    model = NgramConfig(order=2).fit(tokens, np.array([0, len(tokens)]), 16, 1, 2)
+    return Stepwise(NgramDecoder(model))
+
+
+@pytest.fixture(scope="module")
+def sample(decoder, letters):
+    def run(prompts, **options):
+        options = {"max_new_tokens": 40, "seed": 5, **options}
+        model = (decoder.module, decoder.params, letters)
+        shared = {"hyper": decoder.hyper, "max_length": decoder.max_length}
+        return generate(*model, prompts, **shared, **options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "tokens"),
+    [
+        (["fgh"], "cde", 6),
+        (["l"], "cdefghijk", 10),
+        (["zz", "klab", "jk"], "cdefghi", 9),  # the one that comes first, whatever its place
+        (["c"], "", 1),
+        (["zz"], "cdefghijklabcdefghijklabcdefghijklabcdef", 40),
+        (["klabcdefghijkl"], "cdefghij", 22),  # longer than a chunk of tokens
+    ],
+)
+def test_stop_strings_cut_exactly_over_token_boundaries(alphabet, letters, stop, text, tokens):
+    """Catches: a stop string sought in single tokens or chunks, a cut behind it, a later one first."""
+    ((found,),) = complete(alphabet, letters, ["ab"], max_new_tokens=40, sampling=GREEDY, stop=stop)
+    assert found.text == text
+    assert len(found.tokens) == len(found.log_probs) == tokens
+    assert found.finish_reason == ("length" if stop == ["zz"] else "stop")
+
+
+def test_eos_ends_the_text_and_is_its_last_token(letters):
+    """Catches: <eos> in the text, or its log-probability lost."""
+    tokens = np.tile(letters.encode("abc"), 20)
+    model = NgramConfig(order=3).fit(tokens, np.arange(0, 61, 3), 16, 1, 2)
+    ((found,),) = complete(Stepwise(NgramDecoder(model)), letters, ["a"], sampling=GREEDY)
+    assert (found.text, found.finish_reason) == ("bc", "eos")
+    assert found.tokens == (5, 6, 2)
+    context = model.log_probs(np.array([[5, 6]]))[0]
+    assert found.log_probs[-1] == pytest.approx(context[2], abs=1e-6)
+
+
+def test_a_sample_depends_on_seed_prompt_and_number_alone(sample):
+    """Catches: keys by row of the batch: more prompts, samples or smaller batches change a text."""
+    prompts = ["abc", "", "fghijk"]
+    many = sample(prompts, num_return_sequences=4)
+    assert sample(prompts, num_return_sequences=4) == many
+    (few,) = sample(prompts[:1], num_return_sequences=2, batch_rows=1)
+    assert [c.tokens for c in few] == [c.tokens for c in many[0][:2]]
+    assert len({c.text for completions in many for c in completions}) == 12
+    other = sample(prompts, num_return_sequences=4, seed=6)
+    assert all(a.text != b.text for row, column in zip(many, other) for a, b in zip(row, column))
+
+
+def test_stop_strings_cut_what_would_have_been_said(sample):
+    """Catches: chunks that change the sample of a neural model."""
+    ((whole,),) = sample(["abc"])
+    stop = whole.text[20:23]
+    ((cut,),) = sample(["abc"], stop=[stop])
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.tokens == whole.tokens[: len(cut.tokens)]
+    assert 20 <= len(cut.tokens) < 40
+
+
+def test_prompts_that_do_not_fit_are_refused_with_numbers(sample):
+    """Catches: positions that wrap silently at the table's end."""
+    check_fits([[1] * 24], 40, 64)
+    with pytest.raises(RequestError, match=r"prompt 1 has 25 tokens; with max_new_tokens=40 .* 64"):
+        sample(["a", "a" * 24])  # and <bos>
+
+
+def test_an_empty_prompt_needs_bos(alphabet, letters, unmarked_letters):
+    """Catches: an empty context that decodes from a padding token."""
+    assert complete(alphabet, letters, [""], max_new_tokens=3, add_bos=False, sampling=GREEDY)
+    with pytest.raises(RequestError, match="prompt is empty"):
+        complete(alphabet, unmarked_letters, [""])
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"num_return_sequences": 0}, "num_return_sequences=0"),
+        ({"num_return_sequences": 2, "sampling": GREEDY}, "temperature=0"),
+        ({"stop": "abc"}, "stop='abc'"),
+        ({"stop": [""]}, "stop="),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(alphabet, letters, options, name):
+    """Catches: an option that is silently ignored."""
+    with pytest.raises(RequestError, match=name):
+        complete(alphabet, letters, ["a"], **options)
+
+
+class Words:
+    """Tokens carry the space before them, which decoding drops at the start of a text."""
+
+    def __init__(self, letters):
+        self.specials, self.vocab_size = letters.specials, 16
+
+    def encode(self, text):
+        return np.array([4 + "ab".index(word) for word in text.split()], np.int32)
+
+    def decode(self, ids):
+        return " ".join("ab"[i - 4] for i in ids)
+
+
+def test_the_space_before_the_first_word_stays(letters):
+    """Catches: completions decoded on their own."""
+    tokens = np.array([4, 5] * 20)
+    model = NgramConfig(order=2).fit(tokens, np.array([0, 40]), 16, 1, 2)
+    options = {"max_new_tokens": 3, "sampling": GREEDY}
+    ((found,),) = complete(Stepwise(NgramDecoder(model)), Words(letters), ["a b a"], **options)
+    assert found.text == " b a b"

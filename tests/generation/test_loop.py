@@ -1,0 +1,173 @@
+"""Laws of decoding: cache, compiled loop, rows, chunks and <eos>."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from ablax.generation.decoders import NeuralDecoder, NgramDecoder, RecomputingStepper, stepper
+from ablax.generation.loop import CHUNK, Compiled, Stepwise, bucket
+from ablax.generation.samplers import Sampling, row_keys
+from ablax.models.ngram import NgramConfig
+
+PROMPTS = [[5, 6, 7, 8, 9, 10], [4], [11, 12, 4]]
+NEW = 24
+GREEDY = Sampling(temperature=0).controls()
+MIXED = Sampling(temperature=1.3, top_k=9, top_p=0.95, repetition_penalty=1.2).controls()
+
+
+def keys(rows=3):
+    return row_keys(7, np.arange(rows), np.zeros(rows))
+
+
+def engine(model):
+    return Compiled(model.module, model.params, model.hyper, model.vocab_size, model.max_length)
+
+
+@pytest.fixture(scope="module")
+def sampled(decoder):
+    return engine(decoder).decode(PROMPTS, keys(), MIXED, None, NEW)
+
+
+def full_forward(model, prompts, new):
+    """Greedy continuation, without cache or padding on the left, and log-probabilities."""
+    apply = jax.jit(
+        lambda t, p, s: model.module.apply({"params": model.params}, t, p, s, hyper=model.hyper)[0]
+    )
+    tokens, log_probs = np.zeros((len(prompts), new), int), np.zeros((len(prompts), new))
+    for row, prompt in enumerate(prompts):
+        text = list(prompt)
+        for index in range(new):
+            line = np.zeros((1, 32), np.int32)
+            line[0, : len(text)] = text
+            place = np.arange(32, dtype=np.int32)[None]
+            logits = apply(line, place, (place < len(text)).astype(np.int32))[0, len(text) - 1]
+            text.append(int(logits.argmax()))
+            tokens[row, index] = text[-1]
+            log_probs[row, index] = jax.nn.log_softmax(logits)[text[-1]]
+    return tokens, log_probs
+
+
+def test_cached_decoding_is_the_full_forward_pass(decoder):
+    """Catches: positions that count a shorter prompt's padding, holes that are attended to."""
+    decoded = engine(decoder).decode(PROMPTS, keys(), GREEDY, None, NEW)
+    tokens, log_probs = full_forward(decoder, PROMPTS, NEW)
+    np.testing.assert_array_equal(decoded.tokens[:, :NEW], tokens)
+    # Sums in another order: float32 rounding of logits of size ten.
+    np.testing.assert_allclose(decoded.log_probs[:, :NEW], log_probs, atol=2e-5)
+    assert decoded.counts.tolist() == [NEW] * 3
+    assert len(np.unique(tokens)) > 3  # a model that always says the same would prove nothing
+
+
+class Plain(nn.Module):
+    """A module without a cache."""
+
+    inner: nn.Module
+
+    def __call__(self, tokens, positions, segment_ids, *, hyper, carry=(), train=False):
+        return self.inner(tokens, positions, segment_ids, hyper=hyper, train=train)
+
+
+def test_recomputing_equals_the_cache(decoder, sampled):
+    """Catches: logits of the buffer's last column instead of the text's."""
+    plain = Plain(decoder.module)
+    assert isinstance(stepper(plain), RecomputingStepper)
+    params = {"inner": decoder.params}
+    decoded = Compiled(plain, params, decoder.hyper, decoder.vocab_size).decode(
+        PROMPTS, keys(), MIXED, None, NEW
+    )
+    np.testing.assert_array_equal(decoded.tokens, sampled.tokens)
+
+
+def test_compiled_loop_equals_the_steps_one_by_one(decoder, sampled):
+    """Catches: a key folded twice, a penalty that forgets the prompt, life after <eos>."""
+    decoder_ = NeuralDecoder(decoder.module, decoder.params, decoder.hyper)
+    eos = int(sampled.tokens[0, 5])
+    compiled = engine(decoder).decode(PROMPTS, keys(), MIXED, eos, NEW)
+    stepwise = Stepwise(decoder_).decode(PROMPTS, keys(), MIXED, eos, NEW)
+    np.testing.assert_array_equal(compiled.tokens[:, :NEW], stepwise.tokens)
+    np.testing.assert_array_equal(compiled.counts, stepwise.counts)
+    np.testing.assert_allclose(compiled.log_probs[:, :NEW], stepwise.log_probs, atol=2e-5)
+
+
+def test_rows_do_not_depend_on_their_neighbours(decoder, sampled):
+    """Catches: a key by place in the batch, padding that leaks from a longer prompt."""
+    for row in (0, 2):
+        alone = engine(decoder).decode([PROMPTS[row]], keys()[row : row + 1], MIXED, None, NEW)
+        np.testing.assert_array_equal(alone.tokens[0], sampled.tokens[row])
+
+
+def test_chunks_equal_one_run(decoder, sampled):
+    """Catches: keys or the penalty's memory that start anew in each chunk."""
+    looks = []
+
+    def watch(decoded):
+        looks.append(decoded.counts.copy())
+        return np.array([True, False, False])
+
+    decoded = engine(decoder).decode(PROMPTS, keys(), MIXED, None, NEW, watch)
+    np.testing.assert_array_equal(decoded.tokens[1:], sampled.tokens[1:])
+    np.testing.assert_array_equal(decoded.tokens[0, :CHUNK], sampled.tokens[0, :CHUNK])
+    assert decoded.counts.tolist() == [CHUNK, NEW, NEW]
+    assert len(looks) == 1
+
+
+def test_a_row_ends_with_its_eos(decoder, sampled):
+    """Catches: <eos> that is not counted, or ends the other rows too."""
+    eos = int(sampled.tokens[1, 3])
+    decoded = engine(decoder).decode(PROMPTS, keys(), MIXED, eos, NEW)
+    for row, tokens in enumerate(sampled.tokens[:, :NEW]):
+        found = np.flatnonzero(tokens == eos)
+        count = found[0] + 1 if len(found) else NEW
+        assert decoded.counts[row] == count
+        np.testing.assert_array_equal(decoded.tokens[row, :count], tokens[:count])
+
+
+def test_one_program_per_bucket(decoder):
+    """Catches: a program per prompt length, number of tokens or temperature."""
+    from ablax.generation import loop
+
+    size = loop._start._cache_size()
+    for length, new, temperature in ((2, 5, 0.5), (9, 16, 0.7), (17, 3, 2.0)):
+        controls = Sampling(temperature=temperature).controls()
+        engine(decoder).decode([[5] * length], keys(1), controls, None, new)
+    assert loop._start._cache_size() == size + 1
+
+
+def test_buckets_are_few_and_close():
+    """Catches: a bucket that is too small, or doubles the work."""
+    sizes = np.arange(1, 3000)
+    buckets = np.array([bucket(int(size)) for size in sizes])
+    assert bucket(0) == 0
+    assert (buckets >= sizes).all()
+    assert (buckets <= np.maximum(sizes * 1.25 + 1, sizes + 15)).all()
+    assert len(np.unique(buckets)) < 40
+
+
+@pytest.fixture(scope="module")
+def ngram():
+    text = np.array([4, 5, 6, 7, 4, 5, 6, 8, 9, 4, 5, 6, 7, 10] * 3)
+    return NgramConfig(order=3).fit(text, np.array([0, 20, len(text)]), 16, 1, 2)
+
+
+def test_ngram_decodes_its_own_conditionals(ngram):
+    """Catches: a context cut at the wrong end, or not padded with -1."""
+    prompts = [[1], [4, 5, 6, 7, 4, 5]]
+    decoded = Stepwise(NgramDecoder(ngram)).decode(prompts, keys(2), GREEDY, 2, 12)
+    for row, prompt in enumerate(prompts):
+        text = list(prompt)
+        for index in range(decoded.counts[row]):
+            context = np.array([-1, -1, *text])[-2:]
+            log_probs = ngram.log_probs(context[None])[0]
+            assert decoded.tokens[row, index] == log_probs.argmax()
+            np.testing.assert_allclose(
+                decoded.log_probs[row, index], log_probs.max(), atol=1e-6
+            )  # float32 of float64
+            text.append(int(decoded.tokens[row, index]))
+
+
+def test_ngram_never_samples_bos(ngram):
+    """Catches: -inf turned into nan by a step."""
+    decoded = Stepwise(NgramDecoder(ngram)).decode([[1]] * 8, keys(8), MIXED, None, 20)
+    assert (decoded.tokens != 1).all()
+    assert np.isfinite(decoded.log_probs).all()
