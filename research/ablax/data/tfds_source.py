@@ -111,7 +111,7 @@ def open_tfds(
 
 def _text_feature(info: Any, wanted: str | None) -> str:
     features = info.features if isinstance(info.features, tfds.features.FeaturesDict) else {}
-    names = [name for name, feature in features.items() if _is_text(feature)]
+    names = sorted(name for name, feature in features.items() if _is_text(feature))
     listed = ", ".join(names) or "none"
     if wanted is not None and wanted not in names:
         raise RequestError(

@@ -122,8 +122,8 @@ class Tokenizer(abc.ABC):
         `" the"` begins one, punctuation stands alone, and letters and parts of characters continue:
         a word right after a line end hangs on to the line end. Special tokens stand alone.
         """
-        plain = (self.starts_word(token) for token in range(self.vocab_size))
-        return self._special | np.fromiter(plain, bool, self.vocab_size)
+        starts = (special or self.starts_word(i) for i, special in enumerate(self._special))
+        return np.fromiter(starts, bool, self.vocab_size)
 
     def starts_word(self, token: int) -> bool:
         """`word_starts` of one token that is not special."""

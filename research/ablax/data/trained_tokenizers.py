@@ -44,7 +44,7 @@ class BpeConfig:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        _train(library, trainer, texts, self.training_characters)
+        library.train_from_iterator(_limited(texts, self.training_characters), trainer)
         return LibraryTokenizer(library, ids, written, imported=False)
 
 
@@ -69,13 +69,14 @@ class WordPieceConfig:
         ids, written = place_first((*specials, "unk"))
         size = _room(self.vocab_size, len(written), 1, "any piece") + 1
         library = bert_library(models.WordPiece(unk_token=UNK), self.lower_case)
+        texts = list(_limited(texts, self.training_characters))
         trainer = trainers.WordPieceTrainer(
             vocab_size=size,
             min_frequency=self.min_count,
-            special_tokens=[UNK],
+            special_tokens=[UNK, *_continuations(library, set().union(*texts))],
             show_progress=False,
         )
-        _train(library, trainer, texts, self.training_characters)
+        library.train_from_iterator(texts, trainer)
         return LibraryTokenizer(_forget_added(library), ids, written, imported=False)
 
 
@@ -108,8 +109,8 @@ class UnigramConfig:
         trainer = trainers.UnigramTrainer(
             vocab_size=size, special_tokens=[UNK], unk_token=UNK, show_progress=False
         )
-        _train(library, trainer, texts, self.training_characters)
-        return LibraryTokenizer(_forget_added(library), ids, written, imported=False)
+        library.train_from_iterator(_limited(texts, self.training_characters), trainer)
+        return LibraryTokenizer(_settled(library), ids, written, imported=False)
 
 
 def bert_library(model: models.Model, lower_case: bool) -> tokenizers.Tokenizer:
@@ -130,26 +131,28 @@ def _room(vocab_size: int, specials: int, least: int, what: str) -> int:
     return vocab_size - specials
 
 
-def _train(
-    library: tokenizers.Tokenizer,
-    trainer: trainers.Trainer,
-    texts: Iterable[str],
-    characters: int,
-) -> None:
-    seen = 0
-
-    def counted() -> Iterator[str]:
-        nonlocal seen
-        for text in texts:
-            text = text[: characters - seen]
-            seen += len(text)
-            yield text
-            if seen == characters:
-                return
-
-    library.train_from_iterator(counted(), trainer)
-    if not seen:
+def _limited(texts: Iterable[str], characters: int) -> Iterator[str]:
+    """The first characters of the training text."""
+    left = characters
+    for text in texts:
+        yield text[:left]
+        left -= len(text[:left])
+        if not left:
+            return
+    if left == characters:
         raise RequestError("tokenizer: the training split holds no text to learn from")
+
+
+def _continuations(library: tokenizers.Tokenizer, alphabet: set[str]) -> list[str]:
+    """`##x` for every character x that may continue a word, sorted. The trainer gives them ids in
+    the order of a hash table otherwise, and breaks ties by id, so that no two runs are alike
+    (huggingface/tokenizers issue 1794)."""
+    found: set[str] = set()
+    for character in alphabet:
+        word = library.normalizer.normalize_str("a" + character)
+        pieces = library.pre_tokenizer.pre_tokenize_str(word)
+        found.update(pieces[0][0][1:] if pieces else "")
+    return ["##" + character for character in sorted(found)]
 
 
 def _forget_added(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -157,3 +160,26 @@ def _forget_added(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     whole = json.loads(library.to_str())
     whole["added_tokens"] = []
     return tokenizers.Tokenizer.from_str(json.dumps(whole))
+
+
+def _settled(library: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A unigram model without the marks of the order in which hash tables were walked: scores
+    rounded to a hundredth of a nat, pieces by falling score and then by text.
+
+    Single characters that no piece covers get the lowest score and up, in steps of 1e-4 and any
+    order; they are put in the order of the characters.
+    """
+    whole = json.loads(library.to_str())
+    whole["added_tokens"] = []
+    unk, *pieces = whole["model"]["vocab"]
+    lowest = min((score for _, score in pieces), default=0.0)
+    steps = {text: (score - lowest) / 1e-4 for text, score in pieces if len(text) == 1}
+    spare = {text for text, step in steps.items() if step < len(steps) and _whole(step)}
+    scores = {text: lowest if text in spare else score for text, score in pieces}
+    ordered = sorted((-round(score, 2), text) for text, score in scores.items())
+    whole["model"]["vocab"] = [unk, *([text, -score] for score, text in ordered)]
+    return tokenizers.Tokenizer.from_str(json.dumps(whole))
+
+
+def _whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-3

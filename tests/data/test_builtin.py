@@ -1,0 +1,83 @@
+"""Laws of the built-in text."""
+
+import platform
+import sys
+
+import pytest
+import tensorflow_datasets as tfds
+
+from ablax.config import RequestError
+from ablax.data import builtin
+from ablax.data.sources import BuiltinConfig
+from ablax.data.splits import SplitConfig, open_splits
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("builtin")
+
+
+@pytest.mark.parametrize("name", ["python_source", "python_reference"])
+def test_prepared_once_and_read_back_exactly(cache, name, capfd):
+    """Catches shuffled examples, changed line ends, a network or TensorFlow, noise on stdout, and a
+    second preparation."""
+    expected = getattr(builtin, name)()
+    for _ in range(2):
+        source = BuiltinConfig(name).build(cache, offline=True)["train"]
+        assert list(source) == list(expected.values())
+        assert [source.name(i) for i in range(len(source))] == list(expected)
+        (info,) = (cache / "tfds" / name).rglob("dataset_info.json")
+        stamp = info.stat().st_mtime_ns
+    assert info.stat().st_mtime_ns == stamp
+    assert platform.python_version() in info.parts[-3]
+    assert "tensorflow" not in sys.modules
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_prepared_folder_is_an_ordinary_dataset(cache):
+    """Catches a folder that only our own code can read."""
+    BuiltinConfig("python_reference").build(cache, offline=True)
+    rows = tfds.data_source(
+        f"python_reference/{builtin.content_config(builtin.python_reference()).name}",
+        split="train",
+        data_dir=cache / "tfds",
+    )
+    assert rows[0]["text"].decode() == next(iter(builtin.python_reference().values()))
+
+
+def test_rule_of_the_library():
+    """Catches tests, installed packages, generated tables and machine-dependent files getting in,
+    the reference leaking into the source, and modules going missing."""
+    modules = builtin.python_source()
+    assert {"json/decoder.py", "argparse.py", "asyncio/tasks.py"} <= set(modules)
+    assert list(modules) == sorted(modules)
+    for name in modules:
+        assert not {"test", "tests", "site-packages", "pydoc_data", "encodings"} & set(
+            name.split("/")
+        )
+        assert not name.startswith("_sysconfigdata")
+    size = sum(len(text.encode()) for text in modules.values())
+    assert 5_000_000 < size < 15_000_000
+    reference = builtin.python_reference()
+    assert 300_000 < sum(map(len, reference.values())) < 1_000_000
+    assert not set(reference.values()) & set(modules.values())
+
+
+def test_content_names_the_variant():
+    """Catches two patched interpreters of one version that share a folder."""
+    one, other = builtin.content_config({"a": "b"}), builtin.content_config({"a": "c"})
+    assert one.name != other.name
+    assert one.name != builtin.content_config({"ab": ""}).name
+
+
+def test_splits_and_mistakes(cache):
+    """Catches splits that lose or repeat documents, and an unknown name that passes."""
+    splits = open_splits(
+        BuiltinConfig("python_source"), SplitConfig(validation=0.05, test=0.05), cache, True
+    )
+    names = [source.name(i) for source in splits.values() for i in range(len(source))]
+    assert sorted(names) == list(builtin.python_source())
+    with pytest.raises(RequestError, match="did you mean 'python_source'"):
+        BuiltinConfig("python_sorce").build(cache, True)
+    with pytest.raises(RequestError, match=r"no validation split.*split\.rule=hash"):
+        open_splits(BuiltinConfig("python_source"), SplitConfig(rule="given"), cache, True)
