@@ -25,7 +25,10 @@ def make_run(folder, rate=20.0, status="running", steps=200):
             record = {"step": step, "split": "train", "nats_per_token": loss}
             lines.write(json.dumps(record | {"tokens_per_second": 1000.0}))
             lines.write("\n")
-        lines.write(json.dumps({"step": steps, "split": "validation", "nats_per_token": 1.6}))
+        for step in (steps // 2, steps):
+            value = 1.5 + rate / 200
+            record = {"step": step, "split": "validation", "nats_per_token": value}
+            lines.write(json.dumps(record) + "\n")
     return folder
 
 
@@ -58,9 +61,12 @@ def test_time_left_comes_from_the_rate_and_only_while_running(sweep):
     assert by_name["deep/seed0"].seconds_left is None
 
 
-def test_curves_are_drawn_in_braille_without_escapes_when_colour_is_off(sweep):
+def test_without_colour_each_run_has_its_letter(sweep):
+    """Catches: escape codes in a log file, and runs that cannot be told apart there."""
     text = watching.picture(watching.views(sweep), 60, 12, color=False)
     assert "\x1b" not in text
+    assert "aaa" in text
+    assert "b wide/seed0" in shown(sweep)
     (train,) = [watching.View(**{**vars(v), "validation": None}) for v in watching.views(sweep)][:1]
     drawn = watching.picture([train], 60, 12)
     assert any("\u2800" <= character <= "\u28ff" for character in drawn)

@@ -16,6 +16,7 @@ from rich.text import Text
 from ablax.history import LOSSES, Curve, curve, run_folders, unit
 
 COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 ENDED = ("finished", "failed", "preempted", "interrupted")
 
 
@@ -49,7 +50,7 @@ def _view(name: str, folder: Any) -> View:
     train = curve(records, "train")
     last = next((r for r in reversed(records) if r.get("split") == "train"), {})
     step = max((r["step"] for r in records if isinstance(r.get("step"), int)), default=0)
-    total = _total_steps(folder.config(), status)
+    total = status.get("total_steps")
     state = str(status.get("status", "running"))
     left = None
     if total and (speed := last.get("tokens_per_second")) and state not in ENDED:
@@ -62,33 +63,39 @@ def _tokens_per_step(config: dict[str, Any]) -> int:
     return config["training"]["batch_size"] * config["data"]["sequence_length"]
 
 
-def _total_steps(config: dict[str, Any], status: dict[str, Any]) -> int | None:
-    steps = status.get("total_steps") or config.get("training", {}).get("steps")
-    return steps if isinstance(steps, int) else None
-
-
 def picture(runs: Sequence[View], width: int, height: int, color: bool = True) -> str:
-    """The loss curves as text: validation if every run has one, else training.
+    """The loss curves as text: validation once every training run has two points of it, else training.
+
+    A run with a single value, such as a fitted model, is drawn as a level.
 
     Args:
       width: in characters.
       height: in lines.
     """
-    which = "validation" if runs and all(run.validation for run in runs) else "train"
-    drawn = [(run, found) for run in runs if (found := getattr(run, which)) and _finite(found)]
+    trained = [run for run in runs if run.train]
+    validated = all(run.validation and len(run.validation.steps) > 1 for run in trained)
+    which = "validation" if validated else "train"
+    drawn = [
+        (index, found)
+        for index, run in enumerate(runs)
+        if (found := getattr(run, which)) and _finite(found)
+    ]
     if not drawn:
         return "no metrics yet"
+    last = max(found.steps[-1] for _, found in drawn)
     figure = plotext
     figure.clear_figure()
     figure.plotsize(width, height)
     figure.theme("clear")
-    for index, (run, found) in enumerate(drawn):
-        points = [
-            (s, v) for s, v in zip(found.steps, found.values, strict=True) if math.isfinite(v)
-        ]
-        steps, values = zip(*points, strict=True)
-        style = {"marker": "braille", "label": run.name, "color": COLORS[index % len(COLORS)]}
-        (figure.scatter if len(points) == 1 else figure.plot)(list(steps), list(values), **style)
+    for index, found in drawn:
+        points = zip(found.steps, found.values, strict=True)
+        steps, values = zip(*(point for point in points if math.isfinite(point[1])), strict=True)
+        if len(steps) == 1:
+            steps, values = (0, max(last, 1)), values * 2
+        # The table below is the legend: plotext's would lie over the curves.
+        style = {"color": COLORS[index % len(COLORS)]}
+        style["marker"] = "braille" if color else LETTERS[index % len(LETTERS)]
+        figure.plot(list(steps), list(values), **style)
     figure.title(f"{which} {unit(drawn[0][1].metric)} over optimizer steps")
     text = figure.build()
     return text if color else figure.uncolorize(text)
@@ -98,8 +105,8 @@ def _finite(found: Curve) -> bool:
     return any(map(math.isfinite, found.values))
 
 
-def table(runs: Sequence[View]) -> Table:
-    """Last values of every run."""
+def table(runs: Sequence[View], color: bool = True) -> Table:
+    """Last values of every run; its name has its curve's colour, or its letter."""
     drawn = Table(box=None, pad_edge=False)
     for column in ("run", "status", "step", "train", "validation", "tokens/s", "left"):
         drawn.add_column(column, justify="left" if column in ("run", "status") else "right")
@@ -107,7 +114,8 @@ def table(runs: Sequence[View]) -> Table:
         steps = f"{run.step:,}" + (f"/{run.total:,}" if run.total else "")
         last = [f"{c.values[-1]:.4f}" if c else "-" for c in (run.train, run.validation)]
         rate = f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "-"
-        name = Text(run.name, style=COLORS[index % len(COLORS)])
+        letter = "" if color else f"{LETTERS[index % len(LETTERS)]} "
+        name = Text(letter + run.name, style=COLORS[index % len(COLORS)])
         drawn.add_row(name, run.status, steps, *last, rate, _duration(run.seconds_left))
     return drawn
 
@@ -123,8 +131,9 @@ def _duration(seconds: float | None) -> str:
 def screen(runs: Sequence[View], console: Console) -> Group:
     """Curves and table, as large as the terminal."""
     height = max(10, min(30, console.height - len(runs) - 4))
-    text = picture(runs, min(console.width, 120), height, color=console.color_system is not None)
-    return Group(Text.from_ansi(text, no_wrap=True), table(runs))
+    color = console.color_system is not None
+    text = picture(runs, min(console.width, 120), height, color)
+    return Group(Text.from_ansi(text, no_wrap=True), table(runs, color))
 
 
 def watch(

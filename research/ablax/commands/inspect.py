@@ -53,9 +53,9 @@ def _tables(title: str, found: dict[str, Any]) -> None:
         rows = [(k, str(v["shape"]), v["partition"]) for k, v in table.items()]
         output.table("Parameters", ("parameter", "shape", "partition"), rows)
         cost = [("parameters", found["parameters"]["total"]), ("vocabulary", found["vocabulary"])]
-        cost += [(k.replace("_", " "), v) for k, v in found["flops"].items()]
+        cost += [(f"FLOPs: {k.replace('_', ' ')}", v) for k, v in found["flops"].items()]
         cost += [(f"memory: {k}", output.size(v)) for k, v in found["memory"].items()]
-        output.table("Cost", ("what", "FLOPs, bytes, number"), cost)
+        output.table("Cost", ("what", "how much"), cost)
     if "layers" in found:
         rows = [
             (r["layer"], str(r["shape"]), r["dtype"], output.size(r["bytes"]))

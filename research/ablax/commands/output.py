@@ -65,18 +65,27 @@ def size(count: float) -> str:
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], notes: Sequence[str] = ()
 ) -> None:
-    """A table on stderr."""
+    """A table on stderr: the first column folds where the terminal is narrow, numbers stand to the right."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(stderr=True)
-    drawn = Table(title=title, title_justify="left")
+    if not console.is_terminal:
+        console = Console(stderr=True, width=160)
+    drawn = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     rows = [tuple(row) for row in rows]
     for index, column in enumerate(columns):
-        words = any(isinstance(row[index], str) for row in rows)
-        drawn.add_column(column, justify="left" if words else "right", overflow="fold")
+        words = any(isinstance(row[index], str) and not _numeric(row[index]) for row in rows)
+        justify = "left" if words or index == 0 else "right"
+        drawn.add_column(column, justify=justify, overflow="fold", no_wrap=index > 0 and not words)
     for row in rows:
-        drawn.add_row(*(number(cell) for cell in row))
+        drawn.add_row(*(Text(number(cell)) for cell in row))
     console.print(drawn)
     for note in notes:
         console.print(note, markup=False, highlight=False)
+
+
+def _numeric(text: str) -> bool:
+    return text == "-" or text[:1].lstrip("+-").isdigit() or text[:2].lstrip("+-").isdigit()

@@ -1,9 +1,9 @@
 """The laws that every model of Ablax obeys, for ours: causality, cached decoding, packing, independent rows."""
 
+from ablax.testing import check_model
 from sigmoid_attention import SigmoidAttention
 
 from ablax.models.transformer import DecoderConfig
-from ablax.testing import check_model
 
 
 def test_laws():
