@@ -1,31 +1,57 @@
-"""A tiny decoder with weights large enough that its choices differ, and a tokenizer of letters."""
+"""Tiny models, and a tokenizer of letters."""
 
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from ablax.config import static, traced
+from ablax.data.exact_tokenizers import CharacterConfig
+from ablax.data.tokenizers import build_tokenizer
 from ablax.models.transformer import DecoderConfig, EncoderConfig
 
 VOCAB = 17
+MAX_LENGTH = 64
 
 
-def build(config, vocab_size=VOCAB, max_length=64):
-    module = static(config).build(vocab_size, max_length)
-    hyper = jax.tree.map(jnp.float32, traced(config))
+class RunningMean(nn.Module):
+    """The smallest causal model: the mean of what was read, and the last token. Compiles in no time."""
+
+    @nn.compact
+    def __call__(self, tokens, positions, segment_ids, *, hyper, carry=(), train=False):
+        draw = nn.initializers.normal(1.0)
+        table, out = self.param("in", draw, (VOCAB, 16)), self.param("out", draw, (16, VOCAB))
+        weights = (segment_ids > 0).astype(jnp.float32)[..., None]
+        read = (table[tokens] + jnp.sin(positions)[..., None]) * weights
+        total, count = carry if carry else (jnp.zeros((1, 1)), jnp.zeros((1, 1)))
+        total = total[:, None] + read.cumsum(axis=1)
+        count = count[:, None] + weights.cumsum(axis=1)
+        logits = (read + total / jnp.maximum(count, 1)) @ out
+        return logits, (total[:, -1], count[:, -1]) if carry else ()
+
+    def init_cache(self, batch_size, length):
+        return jnp.zeros((batch_size, 16)), jnp.zeros((batch_size, 1))
+
+
+def start(module, hyper, scale=1.0):
     tokens = jnp.zeros((1, 2), jnp.int32)
     init = jax.jit(module.init)  # one program; a hundred small ones take seconds
     params = init(jax.random.key(0), tokens, tokens, tokens + 1, hyper=hyper)["params"]
-    return types.SimpleNamespace(
-        module=module,
-        params=jax.tree.map(lambda leaf: leaf * 8, params),
-        hyper=hyper,
-        vocab_size=vocab_size,
-        max_length=max_length,
-    )
+    params = jax.tree.map(lambda leaf: leaf * scale, params)
+    return types.SimpleNamespace(module=module, params=params, hyper=hyper)
+
+
+def build(config):
+    """A model with weights large enough that its choices differ."""
+    module = static(config).build(VOCAB, MAX_LENGTH)
+    return start(module, jax.tree.map(jnp.float32, traced(config)), 8)
+
+
+@pytest.fixture(scope="session")
+def mean():
+    return start(RunningMean(), {})
 
 
 @pytest.fixture(scope="session")
@@ -38,28 +64,13 @@ def encoder():
     return build(EncoderConfig(num_layers=1, width=16, num_heads=2, norm_placement="pre"))
 
 
-class Letters:
-    """One token per letter of `abcdefghijkl` or space; `specials` come first."""
-
-    alphabet = "abcdefghijkl "
-    vocab_size = VOCAB
-    lossless = True
-
-    def __init__(self, bos=1, eos=2, mask=3):
-        self.specials = types.SimpleNamespace(pad=0, bos=bos, eos=eos, mask=mask)
-
-    def encode(self, text):
-        return np.array([4 + self.alphabet.index(letter) for letter in text], np.int32)
-
-    def decode(self, ids):
-        return "".join(self.alphabet[int(i) - 4] if int(i) >= 4 else "?" for i in ids)
-
-
 @pytest.fixture(scope="session")
 def letters():
-    return Letters()
+    """Ids: 0 <pad>, 1 <bos>, 2 <eos>, 3 <mask>, 4 space, 5 a, ... 16 l."""
+    specials = ("pad", "bos", "eos", "mask")
+    return build_tokenizer(CharacterConfig(), ["abcdefghijkl "], specials)
 
 
 @pytest.fixture(scope="session")
 def unmarked_letters():
-    return Letters(bos=None, eos=None)
+    return build_tokenizer(CharacterConfig(), ["abcdefghijklmno "])

@@ -20,28 +20,29 @@ def run(encoder, letters):
 
 def test_candidates_are_the_models_distribution(encoder, letters, run):
     """Catches: an unmasked input, a mask's place off by one for <bos>, padding that is attended to."""
-    filled, longer = run(["ab[MASK]d<mask>", "abcdefghijkl[MASK]"], top_k=3)
-    ids = np.array([[1, 4, 5, 3, 7, 3, 2]], np.int32)
+    filled, longer = run(["ab[MASK]d<mask>", "abcdefghijkl[MASK]"])
+    ids = np.array([[1, 5, 6, 3, 8, 3, 2]], np.int32)
     places = jnp.arange(7, dtype=jnp.int32)[None]
-    logits, _ = encoder.module.apply(
-        {"params": encoder.params}, jnp.asarray(ids), places, places * 0 + 1, hyper=encoder.hyper
-    )
+    apply = jax.jit(lambda *row: encoder.module.apply(*row, hyper=encoder.hyper)[0])
+    logits = apply({"params": encoder.params}, ids, places, places * 0 + 1)
     probabilities = np.asarray(jax.nn.softmax(logits[0]))
     assert len(filled.candidates) == 2
     for candidates, place in zip(filled.candidates, (3, 5)):
-        best = np.argsort(-probabilities[place])[:3]
-        assert [text for text, _ in candidates] == [letters.decode([token]) for token in best]
+        best = np.argsort(-probabilities[place])[:5]
+        assert [text for text, _ in candidates] == [
+            letters.token_text(int(token)) for token in best
+        ]
         np.testing.assert_allclose(
             [p for _, p in candidates], probabilities[place][best], rtol=1e-5
         )  # float32 sums in another order
-    first, second = (candidates[0][0] for candidates in filled.candidates)
-    assert filled.text == f"ab{first}d{second}"
+    first, second = (probabilities[place].argmax() for place in (3, 5))
+    assert filled.text == letters.decode([5, 6, first, 8, second])
     assert longer.text.startswith("abcdefghijkl")
 
 
 def test_a_text_does_not_depend_on_its_neighbours(run):
     """Catches: padding that leaks, batches that mix up rows."""
-    texts = ["ab[MASK]", "[MASK]abcdefghi[MASK]", "c[MASK]c"]
+    texts = ["ab[MASK]", "[MASK]abcdefghi[MASK]"]
     together = run(texts)
     for text, filled in zip(texts, run(texts, batch_rows=1)):
         other = together[texts.index(text)]

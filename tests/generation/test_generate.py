@@ -18,16 +18,16 @@ GREEDY = Sampling(temperature=0)
 def alphabet(letters):
     """An engine that goes on with the alphabet, round and round."""
     tokens = letters.encode(TEXT * 2)
-    model = NgramConfig(order=2).fit(tokens, np.array([0, len(tokens)]), 16, 1, 2)
+    model = NgramConfig(order=2).fit(tokens, np.array([0, len(tokens)]), 17, 1, 2)
     return Stepwise(NgramDecoder(model))
 
 
 @pytest.fixture(scope="module")
-def sample(decoder, letters):
+def sample(mean, letters):
     def run(prompts, **options):
         options = {"max_new_tokens": 40, "seed": 5, **options}
-        model = (decoder.module, decoder.params, letters)
-        shared = {"hyper": decoder.hyper, "max_length": decoder.max_length}
+        model = (mean.module, mean.params, letters)
+        shared = {"hyper": mean.hyper, "max_length": 64}
         return generate(*model, prompts, **shared, **options)
 
     return run
@@ -55,11 +55,11 @@ def test_stop_strings_cut_exactly_over_token_boundaries(alphabet, letters, stop,
 def test_eos_ends_the_text_and_is_its_last_token(letters):
     """Catches: <eos> in the text, or its log-probability lost."""
     tokens = np.tile(letters.encode("abc"), 20)
-    model = NgramConfig(order=3).fit(tokens, np.arange(0, 61, 3), 16, 1, 2)
+    model = NgramConfig(order=3).fit(tokens, np.arange(0, 61, 3), 17, 1, 2)
     ((found,),) = complete(Stepwise(NgramDecoder(model)), letters, ["a"], sampling=GREEDY)
     assert (found.text, found.finish_reason) == ("bc", "eos")
-    assert found.tokens == (5, 6, 2)
-    context = model.log_probs(np.array([[5, 6]]))[0]
+    assert found.tokens == (6, 7, 2)
+    context = model.log_probs(np.array([[6, 7]]))[0]
     assert found.log_probs[-1] == pytest.approx(context[2], abs=1e-6)
 
 
@@ -119,7 +119,7 @@ class Words:
     """Tokens carry the space before them, which decoding drops at the start of a text."""
 
     def __init__(self, letters):
-        self.specials, self.vocab_size = letters.specials, 16
+        self.specials, self.vocab_size = letters.specials, 17
 
     def encode(self, text):
         return np.array([4 + "ab".index(word) for word in text.split()], np.int32)
@@ -131,7 +131,7 @@ class Words:
 def test_the_space_before_the_first_word_stays(letters):
     """Catches: completions decoded on their own."""
     tokens = np.array([4, 5] * 20)
-    model = NgramConfig(order=2).fit(tokens, np.array([0, 40]), 16, 1, 2)
+    model = NgramConfig(order=2).fit(tokens, np.array([0, 40]), 17, 1, 2)
     options = {"max_new_tokens": 3, "sampling": GREEDY}
     ((found,),) = complete(Stepwise(NgramDecoder(model)), Words(letters), ["a b a"], **options)
     assert found.text == " b a b"

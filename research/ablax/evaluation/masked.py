@@ -8,6 +8,7 @@ import flax.linen as nn
 import numpy as np
 
 from ablax.config import RequestError
+from ablax.data.tokenizer import Tokenizer
 from ablax.evaluation.pieces import Pieces, Tokenized, frame, packed, tokenize, windows
 from ablax.evaluation.scores import MetricIdentity, Scores
 from ablax.evaluation.scoring import (
@@ -18,6 +19,7 @@ from ablax.evaluation.scoring import (
     place,
     sum_documents,
 )
+from ablax.generation.filling import mask_token
 from ablax.objectives.batch import Vocabulary
 from ablax.objectives.masked import MaskedConfig
 
@@ -204,7 +206,7 @@ class MaskedScorer:
 
     module: nn.Module
     params: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     hyper: Mapping[str, Any]
     context_length: int
     every: int = 1
@@ -219,7 +221,7 @@ class MaskedScorer:
             self.module,
             self.params,
             tokenize(self.tokenizer, documents),
-            mask=specials.mask,
+            mask=mask_token(self.tokenizer),
             hyper=self.hyper,
             bos=specials.bos,
             eos=specials.eos,

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from ablax.data.tokenizer import Tokenizer
 from ablax.evaluation.pieces import Tokenized, frame, tokenize
 from ablax.evaluation.scores import MetricIdentity, Scores
 from ablax.evaluation.scoring import make_scores, owners
@@ -76,7 +76,7 @@ class NgramScorer:
     """`Scorer` of a fitted n-gram model. See `score_documents_by_ngram`."""
 
     model: Ngram
-    tokenizer: Any
+    tokenizer: Tokenizer
 
     def evaluate(
         self, documents: Sequence[str], names: Sequence[str] | None = None

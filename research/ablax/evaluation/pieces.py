@@ -5,13 +5,14 @@ fixed-shape batches.
 import dataclasses
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int64, Integer
 
 from ablax.config import RequestError
 from ablax.data.packing import plan_packing
+from ablax.data.tokenizer import Tokenizer
 
 
 class Tokenized(Protocol):
@@ -37,7 +38,7 @@ class Documents:
     lossless: bool
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> Documents:
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> Documents:
     """Encodes texts; lossless if every single one comes back.
 
     Raises:

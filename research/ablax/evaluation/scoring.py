@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ablax.config import RequestError
+from ablax.data.tokenizer import Tokenizer
 from ablax.evaluation.pieces import (
     Pieces,
     Places,
@@ -215,7 +216,7 @@ class NeuralScorer:
 
     module: nn.Module
     params: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     hyper: Mapping[str, Any]
     context_length: int
     stride: int | None = None

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ablax.config import RequestError
-from ablax.generation.loop import bucket, row_bucket
+from ablax.data.tokenizer import Tokenizer
+from ablax.generation.steps import bucket, row_bucket
 from ablax.shapes import Array, Bool, Float, Int, typed
 
 MASK_TEXT = re.compile(r"\[MASK\]|<mask>")
@@ -118,7 +119,19 @@ class Filling:
     candidates: tuple[tuple[tuple[str, float], ...], ...]
 
 
-def carries_spaces(tokenizer: Any) -> bool:
+def mask_token(tokenizer: Tokenizer) -> int:
+    """The id of the mask token.
+
+    Raises:
+      RequestError: if there is none.
+    """
+    mask = tokenizer.specials.mask
+    if mask is None:
+        raise RequestError("the tokenizer has no mask token; use the run of a masked model")
+    return mask
+
+
+def carries_spaces(tokenizer: Tokenizer) -> bool:
     """Whether a token carries the space before it, so that a mask stands for that space too."""
     try:
         return len(tokenizer.encode(" a")) == 1
@@ -126,16 +139,14 @@ def carries_spaces(tokenizer: Any) -> bool:
         return False
 
 
-def encode_masked(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+def encode_masked(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
     """The ids of a text with `[MASK]` or `<mask>`, between <bos> and <eos> if there are such, and
     the masks' places.
 
     Raises:
       RequestError: if the tokenizer has no mask token or the text has no mask.
     """
-    specials = tokenizer.specials
-    if specials.mask is None:
-        raise RequestError("the tokenizer has no mask token; fill needs a masked model's run")
+    specials, mask = tokenizer.specials, mask_token(tokenizer)
     pieces = MASK_TEXT.split(text)
     if len(pieces) == 1:
         raise RequestError(
@@ -151,14 +162,14 @@ def encode_masked(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
         ids += tokenizer.encode(piece).tolist()
         if not last:
             places.append(len(ids))
-            ids.append(specials.mask)
+            ids.append(mask)
     return ids + ([] if specials.eos is None else [specials.eos]), places
 
 
 def fill(
     module: nn.Module,
     params: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     texts: Sequence[str],
     *,
     hyper: Mapping[str, Any],
@@ -180,7 +191,7 @@ def fill(
     """
     if not 1 <= top_k <= tokenizer.vocab_size:
         raise RequestError(f"top_k={top_k} must be in [1, {tokenizer.vocab_size}] (the vocabulary)")
-    filler = MaskedFiller(module, params, hyper, tokenizer.specials.mask, top_k)
+    filler = MaskedFiller(module, params, hyper, mask_token(tokenizer), top_k)
     encoded = [encode_masked(tokenizer, text) for text in texts]
     for index, (ids, _) in enumerate(encoded):
         if max_length is not None and len(ids) > max_length:
@@ -203,15 +214,13 @@ def fill(
 
 
 def _filling(
-    tokenizer: Any, filled: Filled, row: int, length: int, places: Sequence[int]
+    tokenizer: Tokenizer, filled: Filled, row: int, length: int, places: Sequence[int]
 ) -> Filling:
-    marks = {tokenizer.specials.bos, tokenizer.specials.eos}
-    ids = [token for token in filled.tokens[row, :length].tolist() if token not in marks]
     candidates = tuple(
         tuple(
-            (tokenizer.decode(np.array([token], np.int32)), float(probability))
+            (tokenizer.token_text(int(token)), float(probability))
             for token, probability in zip(filled.candidates[row, at], filled.probabilities[row, at])
         )
         for at in places
     )
-    return Filling(tokenizer.decode(np.array(ids, np.int32)), candidates)
+    return Filling(tokenizer.decode(filled.tokens[row, :length]), candidates)

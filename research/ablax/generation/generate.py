@@ -8,6 +8,7 @@ import flax.linen as nn
 import numpy as np
 
 from ablax.config import RequestError
+from ablax.data.tokenizer import Tokenizer
 from ablax.generation.loop import Compiled, Decoded, Engine
 from ablax.generation.samplers import Sampling, row_keys
 
@@ -30,7 +31,7 @@ class Completion:
     finish_reason: str
 
 
-def encode_prompt(tokenizer: Any, text: str, add_bos: bool) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, text: str, add_bos: bool) -> list[int]:
     """The ids of a prompt, behind <bos> if the tokenizer has one and `add_bos` is set.
 
     Raises:
@@ -65,7 +66,7 @@ class Detokenizer:
     spaces).
     """
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int]):
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
         specials = tokenizer.specials
         self.tokenizer = tokenizer
         self.marks = {specials.bos, specials.eos, specials.pad} - {None}
@@ -113,7 +114,7 @@ def completion(
 
 def complete(
     engine: Engine,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     max_new_tokens: int = 64,
@@ -186,7 +187,7 @@ def complete(
 def generate(
     module: nn.Module,
     params: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
     hyper: Mapping[str, Any],
