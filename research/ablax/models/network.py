@@ -25,9 +25,10 @@ REMAT_POLICIES = {
 }
 
 
-def _stack(config: "TransformerConfig") -> nn.Module:
+def _stack(config: "TransformerConfig", initializing: bool) -> nn.Module:
     """The blocks, one set of parameters [L ...] whatever the execution."""
-    unroll = config.unroll or config.num_layers
+    # Initialisation runs once, so that compiling one layer instead of L is what counts.
+    unroll = 1 if initializing else config.unroll or config.num_layers
     block: Any = Block
     if config.remat != "none":
         # Inside a loop XLA cannot merge the recomputation with the forward pass; without a loop it
@@ -65,7 +66,7 @@ class Transformer(nn.Module):
             self.token_types = Table(config.num_token_types, config.width)
         if config.embedding_norm:
             self.embedding_norm = self._norm()
-        self.blocks = _stack(config)
+        self.blocks = _stack(config, self.is_initializing())
         if config.pre_norm:
             self.final_norm = self._norm()
         self.head = VocabularyHead(
