@@ -21,6 +21,7 @@ from ablax.config import RequestError
 from ablax.training.manifest import Damaged, check_fits, describe, leaves_of, seal_of
 
 DAMAGED = "damaged"
+STEP_FOLDERS = ocp.path.step.standard_name_format()
 # What is wrong with the machine, not with the files.
 MACHINE_ERRORS = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
@@ -78,6 +79,7 @@ class Checkpoints:
             self._remove_unfinished()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Keep(keep, self.best_step),
+            step_name_format=STEP_FOLDERS,
             enable_async_checkpointing=asynchronous,
             create=False,
             save_root_metadata=False,
@@ -156,7 +158,7 @@ class Checkpoints:
 
     def all_steps(self) -> list[int]:
         """The durable steps, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        return sorted(found.step for found in STEP_FOLDERS.find_all(self.folder))
 
     def latest_step(self) -> int | None:
         """The newest durable step."""

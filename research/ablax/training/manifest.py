@@ -15,6 +15,8 @@ import numpy as np
 from ablax.config import RequestError
 from ablax.training.masks import parameter_path
 
+SHOWN = 4
+
 
 class Damaged(Exception):
     """A checkpoint's content is not what was saved."""
@@ -56,9 +58,10 @@ def check_fits(template: Any, saved: Mapping[str, Sequence[Any]], where: str) ->
     }
     problems = list(_misfits(wanted, saved))
     if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
         remedy = "use the configuration that it was saved with"
-        raise RequestError(f"{where} does not fit this run: {problems[0]}{more}; {remedy}")
+        shown = ", ".join(problems[:SHOWN])
+        raise RequestError(f"{where} does not fit this run: {shown}{more}; {remedy}")
 
 
 def _misfits(wanted: Mapping[str, tuple], saved: Mapping[str, Sequence[Any]]) -> Iterable[str]:

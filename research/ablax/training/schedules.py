@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -163,7 +164,8 @@ def unchanged_until(step: int, old: Factor, new: Factor) -> bool:
     been taken.
     """
     steps = jnp.arange(step, dtype=jnp.int32)
-    return np.array_equal(np.asarray(old(steps)), np.asarray(new(steps)))
+    before, after = (np.asarray(jax.jit(factor)(steps)) for factor in (old, new))
+    return np.array_equal(before, after)
 
 
 def _float(step: Any) -> Array:
