@@ -133,7 +133,7 @@ def test_contexts_of_any_width():
 
 
 def test_unknown_words_share_the_uniform_mass():
-    """Bug: a token above all those seen finds the n-gram of another (a key without its context)."""
+    """Bug: p_0 gives <bos> a part, though it is never predicted."""
     vocab_size = 100
     model = NgramConfig(3).fit(*flat(random_documents(0)), vocab_size, 98, 99)
     probabilities = np.exp(model.log_probs(np.array([[0, 1], [60, 70]])))
@@ -164,8 +164,8 @@ def test_one_token_and_endless_repetition():
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint32])
 def test_token_ids_near_the_limit(dtype):
-    """Bug: keys are made of the tokens themselves in 32 bits; ranks of order 5 keep them small."""
-    vocab_size = 2**31
+    """Bug: keys are made of tokens instead of ranks (64 bits overflow), or tokens of 32 signed bits."""
+    vocab_size = 2**32
     small = random_documents(0, types=5)
     shift = vocab_size - 5
     large = [[token + shift for token in document] for document in small]
@@ -275,7 +275,7 @@ def benchmark(shared_data):
 
 
 def test_wikitext_equals_kenlm(benchmark, shared_data):
-    """Bug: <s> is given a share of the unigrams, or empty sentences are lost."""
+    """Bug: what follows <bos> is counted by left neighbours; empty sentences are lost."""
     *texts, vocab_size = benchmark.corpus(shared_data / "wikitext-2")
     for order, blank_lines, num_tokens, reference in benchmark.CASES:
         train, test = texts if blank_lines else map(benchmark.without_blank_lines, texts)
