@@ -9,6 +9,7 @@ import pytest
 
 from ablax.config import static, traced
 from ablax.evaluation.pieces import Documents
+from ablax.models.lstm import LstmConfig
 from ablax.models.transformer import DecoderConfig, EncoderConfig
 
 VOCAB = 17
@@ -33,7 +34,7 @@ def build(config):
 
     def log_probs(tokens):
         """Log-probabilities float64 [T V] of one sequence, alone in its row."""
-        padded = np.zeros(32, np.int32)
+        padded = np.zeros(40, np.int32)
         padded[: len(tokens)] = tokens
         return np.asarray(apply(padded, len(tokens)), float)[: len(tokens)]
 
@@ -43,6 +44,11 @@ def build(config):
 @pytest.fixture(scope="session")
 def decoder():
     return build(DecoderConfig(num_layers=2, width=16, num_heads=2, unroll=1))
+
+
+@pytest.fixture(scope="session")
+def lstm():
+    return build(LstmConfig(num_layers=1, width=16, init_scale=0.2))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Laws of scoring: sums are those of each document alone, however batches are made."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -93,6 +94,48 @@ def test_a_stream_is_one_text_whose_nats_go_to_their_documents(score, decoder, d
     np.testing.assert_allclose(scores.nats, nats, rtol=RTOL)
     assert scores.tokens.sum() == len(text) - 1
     assert identity.document_rule == "stream"
+
+
+@pytest.mark.parametrize("rule", ["document", "stream"])
+def test_a_recurrent_model_has_read_the_whole_text(lstm, documents, rule):
+    """Catches: a state lost between batches, kept from the document before, or changed by padding."""
+    scores, identity = score_documents(
+        lstm.module,
+        lstm.params,
+        documents,
+        hyper=lstm.hyper,
+        bos=1,
+        eos=2,
+        context_length=CONTEXT,
+        batch_rows=4,
+        document_rule=rule,
+    )
+    framed = list(framed_documents(documents, 1, 2))
+    owner = np.repeat(np.arange(12), [len(text) for text in framed])
+    texts, starts = framed, np.cumsum([0] + [len(text) for text in framed])
+    if rule == "stream":  # four equal parts of one text, each from an empty state
+        whole = list(itertools.chain(*framed))
+        starts = np.arange(4) * -(-(len(whole) - 1) // 4)
+        texts = [whole[s : s + starts[1] + 1] for s in starts]
+    nats = np.zeros(12)
+    for start, text in zip(starts, texts):
+        log_probs = lstm.log_probs(text[:-1])
+        for place, target in enumerate(text[1:]):
+            nats[owner[start + place + 1]] -= log_probs[place][target]
+    np.testing.assert_allclose(scores.nats, nats, rtol=RTOL)
+    assert scores.tokens.sum() == sum(len(text) - 1 for text in texts)
+    assert identity.context_length is None
+    with pytest.raises(RequestError, match="carries its state"):
+        score_documents(
+            lstm.module,
+            lstm.params,
+            documents,
+            hyper=lstm.hyper,
+            bos=1,
+            eos=2,
+            context_length=CONTEXT,
+            stride=4,
+        )
 
 
 def test_at_most_two_programs_are_in_flight(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from ablax.config import static, traced
 from ablax.data.exact_tokenizers import CharacterConfig
 from ablax.data.tokenizers import build_tokenizer
+from ablax.models.lstm import LstmConfig
 from ablax.models.transformer import DecoderConfig, EncoderConfig
 
 VOCAB = 17
@@ -57,6 +58,11 @@ def mean():
 @pytest.fixture(scope="session")
 def decoder():
     return build(DecoderConfig(num_layers=2, width=16, num_heads=2, unroll=1))
+
+
+@pytest.fixture(scope="session")
+def lstm():
+    return build(LstmConfig(num_layers=1, width=16, init_scale=0.2))
 
 
 @pytest.fixture(scope="session")

@@ -48,10 +48,12 @@ def full_forward(model, prompts, new):
     return tokens, log_probs
 
 
-def test_cached_decoding_is_the_full_forward_pass(decoder):
-    """Catches: positions that count a shorter prompt's padding, holes that are attended to."""
-    decoded = engine(decoder).decode(PROMPTS, keys(), GREEDY, None, NEW)
-    tokens, log_probs = full_forward(decoder, PROMPTS, NEW)
+@pytest.mark.parametrize("family", ["decoder", "lstm"])
+def test_cached_decoding_is_the_full_forward_pass(family, request):
+    """Catches: positions that count a shorter prompt's padding, holes that are attended to or reset a state."""
+    model = request.getfixturevalue(family)
+    decoded = engine(model).decode(PROMPTS, keys(), GREEDY, None, NEW)
+    tokens, log_probs = full_forward(model, PROMPTS, NEW)
     np.testing.assert_array_equal(decoded.tokens[:, :NEW], tokens)
     # Sums in another order: float32 rounding of logits of size ten.
     np.testing.assert_allclose(decoded.log_probs[:, :NEW], log_probs, atol=2e-5)
