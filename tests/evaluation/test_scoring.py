@@ -182,10 +182,12 @@ def test_documents_in_one_batch_are_put_where_the_caller_says(score):
     assert all(shapes == dict.fromkeys(names, (4, CONTEXT)) for shapes in seen)
 
 
-def test_no_tokens_at_all_is_refused_or_zero(score):
-    """Catches: a crash on documents without tokens."""
+def test_edges(score):
+    """Catches: a crash on documents without tokens, positions beyond the table."""
     empty = Documents(np.zeros(0, np.uint16), np.array([0, 0, 0]), np.zeros(2, int), True)
     scores, _ = score(store=empty)
     assert scores.tokens.tolist() == [1, 1]  # <eos> after <bos>
     with pytest.raises(RequestError, match="stride=9"):
         score(stride=9)
+    with pytest.raises(RequestError, match="context_length=65 exceeds the model's 64"):
+        score(context_length=65)

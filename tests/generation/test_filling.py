@@ -12,8 +12,8 @@ from ablax.generation.filling import MaskedFiller, fill
 @pytest.fixture(scope="module")
 def run(encoder, letters):
     def run(texts, **options):
-        shared = {"hyper": encoder.hyper, "max_length": 64}
-        return fill(encoder.module, encoder.params, letters, texts, **shared, **options)
+        options = {"hyper": encoder.hyper, **options}
+        return fill(encoder.module, encoder.params, letters, texts, **options)
 
     return run
 

@@ -24,11 +24,9 @@ def alphabet(letters):
 
 @pytest.fixture(scope="module")
 def sample(mean, letters):
-    def run(prompts, **options):
-        options = {"max_new_tokens": 40, "seed": 5, **options}
-        model = (mean.module, mean.params, letters)
-        shared = {"hyper": mean.hyper, "max_length": 64}
-        return generate(*model, prompts, **shared, **options)
+    def run(prompts, model=mean, **options):
+        options = {"max_new_tokens": 40, "seed": 5, "hyper": model.hyper, **options}
+        return generate(model.module, model.params, letters, prompts, **options)
 
     return run
 
@@ -85,11 +83,13 @@ def test_stop_strings_cut_what_would_have_been_said(sample):
     assert 20 <= len(cut.tokens) < 40
 
 
-def test_prompts_that_do_not_fit_are_refused_with_numbers(sample):
+def test_prompts_that_do_not_fit_are_refused_with_numbers(sample, decoder):
     """Catches: positions that wrap silently at the table's end."""
     check_fits([[1] * 24], 40, 64)
-    with pytest.raises(RequestError, match=r"prompt 1 has 25 tokens; with max_new_tokens=40 .* 64"):
-        sample(["a", "a" * 24])  # and <bos>
+    refused = r"prompt 1 has 25 tokens; with max_new_tokens=40 .* 64"
+    for options in ({}, {"max_length": 64}):  # the module's own table, or the caller's limit
+        with pytest.raises(RequestError, match=refused):  # <bos> and 24 letters
+            sample(["a", "a" * 24], model=decoder, max_new_tokens=40, **options)
 
 
 def test_an_empty_prompt_needs_bos(alphabet, letters, unmarked_letters):

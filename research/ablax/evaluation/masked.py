@@ -14,6 +14,7 @@ from ablax.evaluation.scores import MetricIdentity, Scores
 from ablax.evaluation.scoring import (
     Batch,
     Put,
+    check_context,
     make_scores,
     owners,
     place,
@@ -94,8 +95,9 @@ def score_masked(
       put: places a batch (a dict of [B T] arrays) on the devices.
 
     Raises:
-      RequestError: for a context length below 2.
+      RequestError: for a context length below 2 or above the model's positions.
     """
+    check_context(module, context_length)
     framed, offsets = frame(store, bos, eos)
     owner = owners(offsets)
     pieces = windows(offsets, context_length, context_length, shift=0)
@@ -156,11 +158,13 @@ def score_pseudo_likelihood(
       put: places a batch (a dict of [B T] arrays) on the devices.
 
     Raises:
-      RequestError: for `every` or `max_documents` below 1, or a context length below 2.
+      RequestError: for `every` or `max_documents` below 1, or a context length that is
+        below 2 or above the model's positions.
     """
     for name, value in (("every", every), ("max_documents", max_documents)):
         if value is not None and value < 1:
             raise RequestError(f"{name}={value} must be at least 1")
+    check_context(module, context_length)
     framed, offsets = frame(store, bos, eos)
     owner = owners(offsets)
     documents = len(offsets) - 1

@@ -25,6 +25,7 @@ from ablax.evaluation.pieces import (
     windows,
 )
 from ablax.evaluation.scores import MetricIdentity, Scores
+from ablax.generation.decoders import position_limit
 from ablax.objectives.causal import token_losses
 
 Batch = dict[str, np.ndarray]
@@ -106,6 +107,16 @@ def initial_carry(module: nn.Module, rows: int) -> Any:
     return carry if jax.tree.leaves(carry) else ()
 
 
+def check_context(module: nn.Module, context_length: int) -> None:
+    """Raises RequestError if the module has no positions for a context of this length."""
+    limit = position_limit(module)
+    if limit is not None and context_length > limit:
+        raise RequestError(
+            f"context_length={context_length} exceeds the model's {limit} learned positions; "
+            f"evaluate with at most {limit}, in windows with a stride if you like"
+        )
+
+
 def _batches(
     framed: np.ndarray,
     owner: np.ndarray,
@@ -177,9 +188,10 @@ def score_documents(
       put: places a batch (a dict of [B T] arrays) on the devices.
 
     Raises:
-      RequestError: for a stride or context length out of range, or a stride with a recurrent
-        module.
+      RequestError: for a stride or context length out of range (the model's positions included), or
+        a stride with a recurrent module.
     """
+    check_context(module, context_length)
     framed, offsets = frame(store, bos, eos)
     shape = (batch_rows, context_length)
     carry = initial_carry(module, batch_rows)

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ablax.models.network import Transformer
 from ablax.models.ngram import Ngram
+from ablax.models.positions import LearnedPositions
 from ablax.shapes import Array, Bool, Float, Int, typed
 
 Cache = Any
@@ -65,6 +67,16 @@ class Prompts:
             context[row, : len(prompt) - 1] = prompt[:-1]
             last[row] = prompt[-1]
         return cls(context, lengths, last, np.arange(rows) < len(prompts))  # type: ignore[arg-type]
+
+
+def position_limit(module: nn.Module) -> int | None:
+    """How many positions a module knows: its own `position_limit`, or the table of a Transformer.
+
+    None: as many as one likes.
+    """
+    if isinstance(module, Transformer):
+        return module.max_length if isinstance(module.config.positions, LearnedPositions) else None
+    return getattr(module, "position_limit", None)
 
 
 @struct.dataclass

@@ -13,6 +13,7 @@ import numpy as np
 
 from ablax.config import RequestError
 from ablax.data.tokenizer import Tokenizer
+from ablax.generation.decoders import position_limit
 from ablax.generation.steps import bucket, row_bucket
 from ablax.shapes import Array, Bool, Float, Int, typed
 
@@ -183,7 +184,7 @@ def fill(
       params: the module's parameters.
       hyper: the model's traced knobs.
       top_k: candidates per mask.
-      max_length: tokens that a text may have; None for a module without a limit.
+      max_length: tokens that a text may have; None: as many as the module has positions for.
       batch_rows: texts that are filled together.
 
     Raises:
@@ -193,6 +194,7 @@ def fill(
         raise RequestError(f"top_k={top_k} must be in [1, {tokenizer.vocab_size}] (the vocabulary)")
     filler = MaskedFiller(module, params, hyper, mask_token(tokenizer), top_k)
     encoded = [encode_masked(tokenizer, text) for text in texts]
+    max_length = position_limit(module) if max_length is None else max_length
     for index, (ids, _) in enumerate(encoded):
         if max_length is not None and len(ids) > max_length:
             raise RequestError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from ablax.config import RequestError
 from ablax.data.tokenizer import Tokenizer
+from ablax.generation.decoders import position_limit
 from ablax.generation.loop import Compiled, Decoded, Engine
 from ablax.generation.samplers import Sampling, row_keys
 
@@ -199,12 +200,13 @@ def generate(
     Args:
       params: the module's parameters.
       hyper: the model's traced knobs.
-      max_length: tokens that prompt and continuation may have together; None for a module without a
-        limit.
+      max_length: tokens that prompt and continuation may have together; None: as many as the module
+        has positions for.
       options: see `complete`.
 
     Raises:
       RequestError: see `complete`.
     """
-    engine = Compiled(module, params, hyper, tokenizer.vocab_size, max_length)
+    limit = position_limit(module) if max_length is None else max_length
+    engine = Compiled(module, params, hyper, tokenizer.vocab_size, limit)
     return complete(engine, tokenizer, prompts, **options)
