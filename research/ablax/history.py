@@ -14,7 +14,7 @@ UNITS = {
     "bits_per_byte": "bits per byte",
     "nats_per_token": "nats per token",
     "masked_nats_per_token": "nats per masked token",
-    "pseudo_bits_per_byte": "pseudo-log-likelihood, bits per byte",
+    "pseudo_bits_per_byte": "pseudo-log-likelihood bits per byte",
     "loss": "loss, nats per token",
 }
 

@@ -71,7 +71,10 @@ def test_numbers_that_mean_something_else_stand_apart(written):
     assert "pseudo-log-likelihood" in encoder["reason"]
     assert encoder["metrics"]["masked_nats_per_token"] == pytest.approx(1.5)
     assert "encoder" not in [row["arm"] for row in written["arms"]]
-    assert "encoder is not compared: pseudo-log-likelihood" in "\n".join(report.notes(written))
+    (line,) = report.apart(written)
+    assert line.startswith("encoder (3 seeds, 1,000 parameters, 11.0 s): nats per masked token 1.5")
+    assert "Why: pseudo-log-likelihood is no likelihood" in line
+    assert line in report.markdown(written)
 
 
 def test_the_page_has_the_table_and_the_picture(sweep, written):

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> None:
 
     found = report.write(args.workdir)
     output.emit(found)
+    other = [f"not comparable: {line}" for line in report.apart(found)]
     where = [f"written: {path}" for path in (found["page"], found["picture"]) if path]
-    output.table(
-        report.caption(found), report.COLUMNS, report.rows(found), report.notes(found) + where
-    )
+    lines = other + report.notes(found) + where
+    output.table(report.caption(found), report.COLUMNS, report.rows(found), lines)

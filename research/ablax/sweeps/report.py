@@ -154,11 +154,12 @@ def _row(
 
 
 def _apart(arm: str, runs: Mapping[int, dict], why: str) -> dict[str, Any]:
+    """The means of an arm's own metrics; sizes of the split and the step are none."""
     numbers: dict[str, dict[int, float]] = {}
     for seed, run in runs.items():
         for name, value in run["metrics"].items():
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                numbers.setdefault(name, {})[seed] = float(value)
+            if isinstance(value, float) and name not in ("documents", "tokens", "bytes"):
+                numbers.setdefault(name, {})[seed] = value
     means = {name: summary(found).mean for name, found in numbers.items()}
     return {"arm": arm, "n": len(runs), "reason": why, "metrics": means, **_costs(runs)}
 
@@ -173,7 +174,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
             "-" if row["difference"] is None else f"{row['difference']:+.4f}",
             "-" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"]),
             _count(row["parameters"]),
-            "-" if row["seconds"] is None else f"{row['seconds']:,.1f}",
+            _seconds(row["seconds"]),
             _count(row["tokens_per_second"]),
         )
         for row in found["arms"]
@@ -184,16 +185,26 @@ def _count(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
 
 
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}"
+
+
+def apart(found: Mapping[str, Any]) -> list[str]:
+    """The arms that are not comparable, one line each: their own metrics, their cost, the reason."""
+    lines = []
+    for row in found["not_comparable"]:
+        metrics = ", ".join(f"{unit(name)} {value:.4g}" for name, value in row["metrics"].items())
+        cost = f"{row['n']} seeds, {_count(row['parameters'])} parameters, {_seconds(row['seconds'])} s"
+        lines.append(f"{row['arm']} ({cost}): {metrics}. Why: {row['reason']}")
+    return lines
+
+
 def notes(found: Mapping[str, Any]) -> list[str]:
     """What the table cannot tell, one line each."""
     lines = [f"{row['arm']}: {row['why']}" for row in found["arms"] if row["why"]]
-    for apart in found["not_comparable"]:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in apart["metrics"].items())
-        lines.append(f"{apart['arm']} is not compared: {apart['reason']} ({numbers})")
     for cell in found["unfinished"]:
-        lines.append(
-            f"{cell['cell']}: {cell['status']}" + (f": {cell['error']}" if cell["error"] else "")
-        )
+        error = f": {cell['error']}" if cell["error"] else ""
+        lines.append(f"{cell['cell']}: {cell['status']}{error}")
     return lines
 
 
@@ -211,8 +222,10 @@ def markdown(found: Mapping[str, Any], picture: str | None = None) -> str:
     lines = [f"# {found['experiment'] or 'Sweep'}", "", caption(found) + ".", ""]
     lines += [_line(COLUMNS), _line(["---"] + ["---:"] * (len(COLUMNS) - 1))]
     lines += [_line(row) for row in rows(found)]
+    if other := apart(found):
+        lines += ["", "## Not comparable with these", "", *(f"- {line}" for line in other)]
     if said := notes(found):
-        lines += ["", "What this does not tell:", "", *(f"- {line}" for line in said)]
+        lines += ["", "## What this does not tell", "", *(f"- {line}" for line in said)]
     if picture:
         lines += ["", f"![Learning curves]({picture})"]
     return "\n".join(lines) + "\n"
@@ -230,7 +243,7 @@ def write(sweep: Path | str) -> dict[str, Any]:
     """
     sweep = Path(sweep)
     found = report(sweep)
-    apart = [row["arm"] for row in found["not_comparable"]]
-    drawn = learning_curves(sweep, sweep / PICTURE, apart)
+    other = [row["arm"] for row in found["not_comparable"]]
+    drawn = learning_curves(sweep, sweep / PICTURE, other)
     (sweep / PAGE).write_text(markdown(found, PICTURE if drawn else None), encoding="utf-8")
     return {**found, "page": str(sweep / PAGE), "picture": str(sweep / PICTURE) if drawn else None}
