@@ -2,12 +2,20 @@
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ablax.generation.decoders import NeuralDecoder, NgramDecoder, RecomputingStepper, stepper
-from ablax.generation.loop import CHUNK, Compiled, Stepwise, bucket
+from ablax.generation.decoders import (
+    NeuralDecoder,
+    NgramDecoder,
+    Prompts,
+    RecomputingStepper,
+    stepper,
+)
+from ablax.generation.loop import CHUNK, Compiled, Stepwise
 from ablax.generation.samplers import Sampling, row_keys
+from ablax.generation.steps import bucket, mark_seen
 from ablax.models.ngram import NgramConfig
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [4], [11, 12, 4]]
@@ -88,6 +96,14 @@ def test_compiled_loop_equals_the_steps_one_by_one(mean, sampled):
     np.testing.assert_array_equal(compiled.tokens[:, :NEW], stepwise.tokens)
     np.testing.assert_array_equal(compiled.counts, stepwise.counts)
     np.testing.assert_allclose(compiled.log_probs[:, :NEW], stepwise.log_probs, atol=2e-5)
+
+
+def test_the_penalty_knows_all_of_the_prompt_and_no_padding():
+    """Catches: the last token or a whole context forgotten, padding taken for token 0."""
+    padded = Prompts.pad(PROMPTS, 4, 16)
+    seen = mark_seen(*map(jnp.asarray, (padded.context, padded.lengths, padded.last)), 17)
+    for row, prompt in enumerate(PROMPTS):
+        assert set(np.flatnonzero(seen[row])) == set(prompt)
 
 
 def test_rows_do_not_depend_on_their_neighbours(mean, sampled):

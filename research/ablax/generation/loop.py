@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ablax.generation import samplers
 from ablax.generation.decoders import Decoder, Prompts, stepper
 from ablax.generation.samplers import Controls
-from ablax.generation.steps import State, begin, bucket, row_bucket, run_until
+from ablax.generation.steps import State, begin, bucket, draw, row_bucket, run_until
 from ablax.shapes import Array
 
 NO_EOS = -1
@@ -130,7 +129,7 @@ class Compiled:
         return _decoded(state.tokens, state.log_probs, state.counts, rows)
 
 
-_choose = jax.jit(samplers.choose)
+_draw = jax.jit(draw)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -161,8 +160,7 @@ class Stepwise:
             for row, prompt in enumerate(prompts):
                 seen[row, np.asarray(prompt)] = True
         for index in range(max_new_tokens):
-            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-            new, log_prob = map(np.asarray, _choose(jnp.asarray(logits), seen, step_keys, controls))
+            new, log_prob = map(np.asarray, _draw(jnp.asarray(logits), seen, keys, index, controls))
             tokens[~done, index], log_probs[~done, index] = new[~done], log_prob[~done]
             counts += ~done
             if seen is not None:

@@ -91,6 +91,14 @@ def begin(
     )
 
 
+def draw(
+    logits: Array, seen: Array | None, keys: Array, index: Array | int, controls: Controls
+) -> tuple[Array, Array]:
+    """`samplers.choose` for the token number `index` of each row."""
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+    return samplers.choose(logits, seen, keys, controls)
+
+
 def advance(
     model: Stepper,
     params: Any,
@@ -105,8 +113,7 @@ def advance(
     logits, cache = read_token(
         model, params, hyper, state.cache, state.token, state.position, active
     )
-    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.index)
-    token, log_prob = samplers.choose(logits, state.seen, step_keys, controls)
+    token, log_prob = draw(logits, state.seen, keys, state.index, controls)
     token, log_prob = jnp.where(active, token, 0), jnp.where(active, log_prob, 0.0)
     seen = state.seen
     if seen is not None:
