@@ -140,7 +140,7 @@ def test_requests_that_cannot_be_met(tmp_path):
     make_layout("windows", store, sequence_length=5)
     with pytest.raises(RequestError, match=r"6 tokens in 1 documents and .* needs 7: lower data"):
         make_layout("windows", store, sequence_length=6)
-    with pytest.raises(RequestError, match="needs 9: lower data"):
+    with pytest.raises(RequestError, match="needs 9: lower training"):
         make_layout("streams", store, sequence_length=4, batch_size=2)
     with pytest.raises(RequestError, match="needs batch_size"):
         make_layout("streams", store, sequence_length=4)

@@ -230,9 +230,9 @@ def test_requests_that_cannot_be_met(layouts):
     windows, streams = layouts["windows"], layouts["streams"]
     wrong = [
         (windows, {"global_batch_size": 500}, "the split has 139 rows of 6 tokens and a batch 500"),
-        (windows, {"process_count": 3}, "data.batch_size is 8: .* multiple of the 3 processes"),
+        (windows, {"process_count": 3}, "training.batch_size is 8: .* multiple of the 3 processes"),
         (windows, {"process_index": 1}, "process_index is 1"),
-        (windows, {"seed": -1}, "data.seed is -1"),
+        (windows, {"seed": -1}, "seed is -1"),
         (windows, {"prefetch": -1}, "data.prefetch is -1"),
         (streams, {"shuffle": True}, "streams cannot be shuffled"),
         (streams, {"global_batch_size": 4}, "the layout has 8 lanes and a batch 4 rows"),

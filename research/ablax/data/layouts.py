@@ -103,6 +103,9 @@ class Packed:
 
     A document longer than T + 1 tokens is cut into pieces that overlap by one token. Positions
     restart at 0 in each segment; what a row has left is padding, filled with token 0 and segment 0.
+
+    Segments do not see each other, so it does not matter who shares a row, and one plan for all
+    epochs keeps their numbers of rows equal; the loader shuffles the rows.
     """
 
     shuffled = True
@@ -192,12 +195,12 @@ class Streams:
         if self._steps < 1:
             need = batch_size * sequence_length + 1
             raise _too_short(
-                store, len(self._stream), need, "data.batch_size or data.sequence_length"
+                store, len(self._stream), need, "training.batch_size or data.sequence_length"
             )
         self.position_limit = self._steps * sequence_length + 1
         if self.position_limit > 2**31:
             raise RequestError(
-                f"a lane has {self.position_limit} tokens, at most 2^31: raise data.batch_size"
+                f"a lane has {self.position_limit} tokens, at most 2^31: raise training.batch_size"
             )
         self._arange = np.arange(sequence_length + 1, dtype=np.int32)
         self._segment_ids = _constant(np.ones(sequence_length + 1))

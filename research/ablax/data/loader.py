@@ -184,13 +184,13 @@ def _check(
 ) -> None:
     if global_batch_size < 1 or global_batch_size % process_count:
         raise RequestError(
-            f"data.batch_size is {global_batch_size}: "
+            f"training.batch_size is {global_batch_size}: "
             f"it must be a positive multiple of the {process_count} processes"
         )
     if not 0 <= process_index < process_count:
         raise RequestError(f"process_index is {process_index}: it must be in [0, {process_count})")
     if not 0 <= seed < 2**32:
-        raise RequestError(f"data.seed is {seed}: it must be in [0, 2^32)")
+        raise RequestError(f"seed is {seed}: it must be in [0, 2^32)")
     if prefetch < 0:
         raise RequestError(f"data.prefetch is {prefetch}: it must be 0 or more batches")
     lanes = getattr(layout, "batch_size", None)
@@ -200,13 +200,13 @@ def _check(
         )
     if lanes is not None and shuffle:
         raise RequestError(
-            "streams cannot be shuffled: set data.shuffle to none, or choose windows or packed rows"
+            "streams cannot be shuffled: set shuffle to none, or choose windows or packed rows"
         )
     if len(layout) < global_batch_size:
         raise RequestError(
             f"the split has {len(layout)} rows of {layout.sequence_length + 1} tokens "
             f"and a batch {global_batch_size}: "
-            "lower data.batch_size or data.sequence_length, or use a longer split"
+            "lower training.batch_size or data.sequence_length, or use a longer split"
         )
 
 
