@@ -63,6 +63,30 @@ def test_rule_of_the_library():
     assert not set(reference.values()) & set(modules.values())
 
 
+def test_modules_are_decoded_exactly_as_they_declare(tmp_path, monkeypatch):
+    """Catches universal newlines, a fixed encoding, blank files and files of one machine."""
+    texts = {
+        "a.py": b"x = 1\r\ny = 2\r\n",
+        "b/c.py": "# coding: latin-1\n'é'\n".encode("latin-1"),
+        "b/__init__.py": b"\n",
+        "b/tests/d.py": b"x",
+        "config-3.11-x86/e.py": b"x",
+        "_sysconfigdata__linux.py": b"x",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(text)
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    assert builtin.python_source() == {
+        "a.py": "x = 1\r\ny = 2\r\n",
+        "b/c.py": "# coding: latin-1\n'é'\n",
+    }
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path / "b" / "tests"))
+    (tmp_path / "b" / "tests" / "d.py").unlink()
+    with pytest.raises(RequestError, match=r"holds no \.py files"):
+        builtin.python_source()
+
+
 def test_content_names_the_variant():
     """Catches two patched interpreters of one version that share a folder."""
     one, other = builtin.content_config({"a": "b"}), builtin.content_config({"a": "c"})

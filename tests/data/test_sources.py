@@ -1,5 +1,6 @@
 """Laws of the file sources and of TensorFlow Datasets as sources."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -72,6 +73,7 @@ def test_gzip_and_place_do_not_change_the_fingerprint(tmp_path):
     assert plain.fingerprint != open_text(tmp_path / "x" / "*.txt", document="line").fingerprint
     assert plain.fingerprint != Texts(list(plain)[::-1]).fingerprint
     assert Texts(["ab", "c"]).fingerprint != Texts(["a", "bc"]).fingerprint
+    assert Texts(["a"]).fingerprint != Texts(["a "]).fingerprint
 
 
 def test_documents_of_files_too_large_to_hold(text_file, monkeypatch):
@@ -206,7 +208,7 @@ def prepared(request, toy_builder, tmp_path_factory):
     return folder
 
 
-def test_tfds_gives_its_splits_without_tensorflow(prepared, tmp_path):
+def test_tfds_gives_its_splits_without_tensorflow(prepared, tmp_path, monkeypatch):
     """Catches a reader that needs TensorFlow, loses bytes, order or records, or converts again."""
     config = TfdsConfig("toy_reviews", data_dir=str(prepared), text_feature="review")
     for _ in range(2):
@@ -216,8 +218,14 @@ def test_tfds_gives_its_splits_without_tensorflow(prepared, tmp_path):
             for name, count in (("train", 20), ("validation", 5), ("test", 3))
         }
         assert splits["train"].name(3) == "toy_reviews/train:3"
+        monkeypatch.setattr("ablax.data.tfds_prepare.read_tfrecords", None)
     assert len(list(tmp_path.rglob("dataset_info.json"))) <= 1
     assert "tensorflow" not in sys.modules
+    named = dataclasses.replace(config, test_split="tset")
+    with pytest.raises(RequestError, match="no split 'tset'; it has: "):
+        open_splits(named, SplitConfig(rule="given"), tmp_path, True)
+    with pytest.raises(RequestError, match=r"test_split is read only with split\.rule=given"):
+        open_splits(dataclasses.replace(config, test_split="train"), SplitConfig(), tmp_path, True)
     part = TfdsConfig("toy_reviews", str(prepared), "review", train_split="train[:50%]+test")
     assert len(part.build(tmp_path, True)["train"]) == 13
 

@@ -131,13 +131,15 @@ def test_text_that_spells_a_special_token_is_text(trained, kind):
     assert not (specials.ids() - {specials.unk}) & ids
 
 
-def test_no_special_token_unless_asked_for():
+def test_no_special_token_unless_asked_for(tmp_path):
     """Catches characters of Shakespeare having V = 66."""
     assert build_tokenizer(TOKENIZERS["byte"](), []).vocab_size == 256
     assert build_tokenizer(TOKENIZERS["character"](), ["ba"]).encode("ab").tolist() == [0, 1]
     whole = build_tokenizer(TOKENIZERS["byte"](), [], NAMES)
     assert whole.specials.sentinels == tuple(range(7, 107))
     assert whole.vocab_size == 256 + 107
+    whole.save(tmp_path)
+    assert load_tokenizer(tmp_path).specials == whole.specials
     with pytest.raises(RequestError, match="unknown special token 'mas'; did you mean 'mask'"):
         build_tokenizer(TOKENIZERS["byte"](), [], ("mas",))
 
@@ -188,9 +190,11 @@ def test_loading_what_is_no_tokenizer(tmp_path):
 def test_training_is_deterministic(reference):
     """Catches the order of the library's hash tables in ids, merges and scores; their seeds differ
     from one training to the next."""
+    rare = " ".join(chr(0x4E00 + 7 * number) for number in range(30))  # in no unigram piece
     for kind in ("bpe", "wordpiece", "unigram", "word"):
         config = TOKENIZERS[kind](vocab_size=500)
-        prints = {build_tokenizer(config, iter(reference)).fingerprint for _ in range(3)}
+        texts = [*reference, rare]
+        prints = {build_tokenizer(config, iter(texts)).fingerprint for _ in range(3)}
         assert len(prints) == 1, kind
 
 
@@ -209,8 +213,13 @@ def test_vocabulary_has_the_size_asked_for(reference, kind):
     """Catches special tokens on top of vocab_size, and training_characters that nothing reads."""
     whole = build_tokenizer(TOKENIZERS[kind](vocab_size=500), reference, SPECIALS)
     assert whole.vocab_size == 500
-    part = TOKENIZERS[kind](vocab_size=500, training_characters=300)
-    assert build_tokenizer(part, reference, SPECIALS).vocab_size < 500
+    part = TOKENIZERS[kind](vocab_size=500, training_characters=len(reference[0]) + 99)
+    start = [reference[0], reference[1][:99]]
+    assert (
+        build_tokenizer(part, reference, SPECIALS).fingerprint
+        == build_tokenizer(TOKENIZERS[kind](vocab_size=500), start, SPECIALS).fingerprint
+        != whole.fingerprint
+    )
 
 
 def test_words_are_counted_or_given(tmp_path):

@@ -124,12 +124,7 @@ def open_splits(
     if split_config.rule == "given":
         splits = _given(given)
     else:
-        for name in ("validation_glob", "test_glob"):
-            if getattr(source_config, name, None) is not None:
-                raise RequestError(
-                    f"source.{name} is read only with split.rule=given, not {split_config.rule}; "
-                    "set that or leave it out"
-                )
+        _refuse_unread(source_config, split_config.rule)
         divide = by_hash if split_config.rule == "hash" else by_tail
         splits = divide(given["train"], split_config)
     splits = _disjoint(splits, split_config.shared)
@@ -137,6 +132,16 @@ def open_splits(
         if not len(source):
             raise RequestError(_empty(name, split_config, len(given["train"])))
     return splits
+
+
+def _refuse_unread(source_config: Any, rule: str) -> None:
+    for field in dataclasses.fields(source_config):
+        held_out = field.name.startswith(("validation_", "test_"))
+        if held_out and getattr(source_config, field.name) != field.default:
+            raise RequestError(
+                f"source.{field.name} is read only with split.rule=given, not {rule}; set that or "
+                "leave it out"
+            )
 
 
 def _given(given: Mapping[str, Source]) -> dict[str, Source]:

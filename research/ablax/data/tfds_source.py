@@ -91,7 +91,7 @@ def open_tfds(
     cache: Path,
     offline: bool,
 ) -> dict[str, Source]:
-    """Opens the splits of `splits` (ours to TFDS's) that the dataset has; training must be there.
+    """Opens the splits of `splits` (ours to TFDS's); a dataset may lack `validation` and `test`.
 
     Raises:
       RequestError: an unknown dataset, split or feature, or it is not prepared and `offline`.
@@ -104,7 +104,8 @@ def open_tfds(
     opened: dict[str, Source] = {}
     for split, theirs in splits.items():
         first = theirs.partition("+")[0].partition("[")[0]
-        if split == "train" or first in builder.info.splits:
+        # A split by its usual name may be missing; one that somebody named may not.
+        if split == "train" or theirs != split or first in builder.info.splits:
             opened[split] = TfdsSource(builder, theirs, feature)
     return opened
 
