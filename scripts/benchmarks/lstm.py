@@ -6,6 +6,7 @@ A step is loss and gradient of everything: embedding, layers, head, cross-entrop
 both sides alternate, and the ratio is of medians. Results go to stdout as JSON, a table to stderr.
 """
 
+# ruff: noqa: E402 - the allocator is tuned before JAX and PyTorch are imported
 import argparse
 import json
 import os

@@ -154,7 +154,6 @@ def lstm(
     Returns:
       h after each step, in the dtype of inputs; h and c after the last one.
     """
-    keep = ~(reset & update)[..., None]
-    result: Any = _lstm(inputs, kernel, *state, keep, update[..., None], unroll)
+    result: Any = _lstm(inputs, kernel, *state, ~reset[..., None], update[..., None], unroll)
     outputs, h, c = result
     return outputs, (h, c)
