@@ -84,6 +84,7 @@ def test_dropout_keeps_the_mean_and_compiles_once():
         assert float(y.max()) == pytest.approx(1 / (1 - rate))
     assert drop._cache_size() == 1
     np.testing.assert_array_equal(drop(x, jnp.float32(0.0), jax.random.key(0)), x)
+    assert np.isnan(dropout(x[:2], float("nan"), jax.random.key(0))).all()
 
 
 @pytest.mark.parametrize("tied", [True, False])

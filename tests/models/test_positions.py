@@ -117,6 +117,19 @@ def test_t5_buckets_equal_transformers(causal):
     np.testing.assert_array_equal(ours, theirs.numpy())
 
 
+def test_t5_bias_is_of_key_minus_query():
+    """Catches: query - key, which sends all earlier keys to bucket 0; a table indexed [N, buckets]."""
+    table = jnp.arange(8 * 4, dtype=jnp.float32).reshape(8, 4)
+    module = T5Positions(num_buckets=8, max_distance=12).build(SIZES)
+    queries, keys = POINTS[:, 2:], POINTS[:, :3]
+    bias = module.apply({"params": {"embedding": table}}, queries, keys, 0.02, method="bias")
+    relative = keys[:, None, :] - queries[:, :, None]
+    buckets = t5_buckets(relative, causal=True, num_buckets=8, max_distance=12)
+    for n, t, s in np.ndindex(4, 2, 3):
+        assert bias[0, n, t, s] == table[buckets[0, t, s], n]
+    assert buckets[0].tolist() == [[4, 4, 0], [7, 7, 7]]
+
+
 def test_t5_known_buckets():
     """Values of the paper's defaults, without transformers: exact below 16, the last from 128 on."""
     distances = jnp.asarray([0, -1, -15, -16, -127, -128, -1000, 7], jnp.int32)

@@ -1,7 +1,8 @@
 """Attention: who may attend to whom, and the cores that turn queries, keys and values into outputs.
 
-A core is the part that variants replace. Its config class is an entry of `ATTENTION` (or a user's
-own `module:Name`): a frozen dataclass whose `build()` returns a pure function, see `Core`.
+A core is the part that variants replace. Its config class is an entry of `ATTENTION`, or a user's own `module:Name`: a
+frozen dataclass whose `build()` returns a pure function, see `Core`. Its knobs are constants of the program, so none
+of them may be marked `traced`.
 """
 
 import dataclasses

@@ -30,7 +30,8 @@ def dropout(
 ) -> Float[Array, "*S"]:
     """Zeroes each element with probability `rate` (which may be traced) and scales the others by 1 / (1 - rate)."""
     keep = jax.random.uniform(key, x.shape) >= rate
-    return jnp.where(keep, x / (1 - jnp.asarray(rate, x.dtype)), 0)
+    # Dividing last lets a nan rate, the mark of a traced knob used as a constant, poison the result.
+    return jnp.where(keep, x, 0) / (1 - jnp.asarray(rate, x.dtype))
 
 
 def make_norm(
