@@ -55,12 +55,15 @@ def test_a_text_does_not_depend_on_its_neighbours(run):
 
 
 def test_unmasked_tokens_stay(encoder):
-    """Catches: every position replaced by its likeliest token."""
+    """Catches: every position replaced by its likeliest token, masked tokens shown to the model."""
     tokens = np.arange(4, 12, dtype=np.int32).reshape(2, 4)
     mask = np.array([[False, True, False, False], [True, False, False, True]])
-    filled = MaskedFiller(encoder.module, encoder.params, encoder.hyper, 3).fill(tokens, mask)
+    filler = MaskedFiller(encoder.module, encoder.params, encoder.hyper, 3)
+    filled = filler.fill(tokens, mask)
     np.testing.assert_array_equal(filled.tokens[~mask], tokens[~mask])
     np.testing.assert_array_equal(filled.tokens[mask], filled.candidates[mask][:, 0])
+    other = filler.fill(np.where(mask, 9, tokens), mask)  # what was there is not seen
+    np.testing.assert_array_equal(other.probabilities, filled.probabilities)
 
 
 @pytest.mark.parametrize(

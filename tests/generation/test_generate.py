@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from ablax.config import RequestError
+from ablax.data.exact_tokenizers import ByteConfig
+from ablax.data.tokenizers import build_tokenizer
 from ablax.generation.decoders import NgramDecoder
 from ablax.generation.generate import check_fits, complete, generate
 from ablax.generation.loop import Stepwise
@@ -48,6 +50,19 @@ def test_stop_strings_cut_exactly_over_token_boundaries(alphabet, letters, stop,
     assert found.text == text
     assert len(found.tokens) == len(found.log_probs) == tokens
     assert found.finish_reason == ("length" if stop == ["zz"] else "stop")
+
+
+def test_stop_strings_may_cut_through_bytes_of_a_character():
+    """Catches: text decoded token by token, so that no token ever spells the stop string."""
+    tokenizer = build_tokenizer(ByteConfig(), [], ("bos", "eos"))
+    tokens = tokenizer.encode("naïve café, " * 20)
+    model = NgramConfig(order=6).fit(tokens, np.array([0, len(tokens)]), 258, 0, 1)
+    options = {"sampling": GREEDY, "max_new_tokens": 30}
+    engine = Stepwise(NgramDecoder(model))
+    ((found,),) = complete(engine, tokenizer, ["naïve c"], stop=["é, naï"], **options)
+    assert (found.text, found.finish_reason) == ("af", "stop")
+    ((whole,),) = complete(engine, tokenizer, ["naïve ca"], **options)
+    assert whole.text.startswith("fé, naïve café, naïve caf")
 
 
 def test_eos_ends_the_text_and_is_its_last_token(letters):
@@ -113,6 +128,8 @@ def test_options_out_of_range_are_refused_by_name(alphabet, letters, options, na
     """Catches: an option that is silently ignored."""
     with pytest.raises(RequestError, match=name):
         complete(alphabet, letters, ["a"], **options)
+    with pytest.raises(RequestError, match="list of texts"):
+        complete(alphabet, letters, "abc")
 
 
 class Words:

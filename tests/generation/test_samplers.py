@@ -65,6 +65,17 @@ def test_equals_transformers(setting, drawn):
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-6)  # one rounding per division
 
 
+def test_the_largest_are_found_exactly_at_any_scale():
+    """Catches: a bisection that overflows, stops early or orders negative numbers the wrong way."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=2000) * 10.0 ** rng.uniform(-35, 35, 2000)
+    logits[:4] = 0.0, -0.0, np.finfo(np.float32).max, -np.inf
+    logits = logits.astype(np.float32)
+    for k in (1, 2, 3, 700, 1998):
+        kept = np.isfinite(samplers.top_k(jnp.asarray(logits[None]), k)[0])
+        np.testing.assert_array_equal(kept, logits >= np.sort(logits)[-k])
+
+
 def test_settings_per_row_are_those_of_single_rows(drawn):
     """Catches: a control of one row used for all."""
     logits = jnp.asarray(drawn[0])

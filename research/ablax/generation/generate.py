@@ -147,6 +147,8 @@ def complete(
         range.
     """
     sampling = sampling or Sampling()
+    if isinstance(prompts, str):
+        raise RequestError(f"prompts={prompts[:40]!r} must be a list of texts, even of one")
     if num_return_sequences < 1:
         raise RequestError(f"num_return_sequences={num_return_sequences} must be at least 1")
     if isinstance(stop, str) or not all(stop):
