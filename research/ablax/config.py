@@ -17,7 +17,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import ml_collections
 
@@ -36,8 +36,8 @@ class Duration:
       RequestError: if the text is none of these.
     """
 
-    _PATTERN = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*(%|[a-z]*)\s*$")
-    _UNITS = {"": "steps", "step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs"}
+    _PATTERN: ClassVar = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*(%|[a-z]*)\s*$")
+    _UNITS: ClassVar = {"": "steps", "step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs"}
     _UNITS |= {"token": "tokens", "tokens": "tokens", "%": "%"}
 
     def __init__(self, value: "int | str | Duration"):
@@ -212,11 +212,12 @@ def _preset(cls: type, kind: str, argument: str) -> Any:
 
 
 def _replaced(config: Any, values: Mapping[str, Any]) -> Any:
-    for path, value in values.items():
-        head, _, rest = path.partition(".")
-        inner = _replaced(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: inner})
-    return config
+    """The config with dotted fields changed, all at once: between two changes it might not be valid."""
+    changes: dict[str, Any] = {path: value for path, value in values.items() if "." not in path}
+    for head in {path.partition(".")[0] for path in values if "." in path}:
+        inner = {p.partition(".")[2]: v for p, v in values.items() if p.startswith(head + ".")}
+        changes[head] = _replaced(changes.get(head, getattr(config, head)), inner)
+    return dataclasses.replace(config, **changes)
 
 
 # -- dataclass <-> ConfigDict ------------------------------------------------------------------------------------------
@@ -258,6 +259,7 @@ def from_dict(
       RequestError: for an unknown key, a value of the wrong type or what the dataclass itself refuses.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = json_copy(values)
     for key in values:
         if key not in fields and key != KIND:
             raise RequestError(f"unknown knob {where + key!r}{suggest(key, fields)}")

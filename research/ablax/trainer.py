@@ -26,6 +26,7 @@ from ablax.training.loop import Every, Loop
 from ablax.training.meter import Meter
 from ablax.training.records import Records
 from ablax.training.schedules import unchanged_until
+from ablax.training.writers import open_writers
 
 Path = pathlib.Path
 
@@ -266,7 +267,7 @@ def fit(
     )
     evaluator = Evaluator(experiment.evaluation, corpus, experiment.objective, folder.evals)
     records = Records(folder.metrics_file)
-    records.truncate(None)
+    records.truncate(0)
     records.write({"step": 0, "split": "train", "tokens_per_second": speed})
     records.write(evaluator.fitted(model))
     records.close()
@@ -303,14 +304,11 @@ def descend(
         before = cursor.get("seconds", 0.0)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         folder.update(parameters=parameters, total_steps=clock.total)
-        records = Records(folder.metrics_file)
-        records.truncate(cursor.get("records"))
-        writers = dataclasses.replace(
-            experiment.writers, console=experiment.writers.console and progress
-        ).build(
-            folder.path, records, clock.total, int(state.step), configuration.to_dict(experiment)
+        writers = stack.enter_context(
+            open_writers(
+                experiment.writers, folder, clock.total, cursor.get("bytes", 0), progress, say
+            )
         )
-        stack.callback(writers.close)
         seconds = lambda: before + time.perf_counter() - began  # noqa: E731
 
         def evaluate(state: Any, step: int) -> dict[str, Any]:
@@ -318,7 +316,7 @@ def descend(
             return evaluator.neural(program.module, params, state.hyper.get("model", {}), step)
 
         def save(step: int, state: Any, record: Mapping[str, Any] | None, metered: Any) -> None:
-            cursor = {"records": records.cursor(), "meter": metered, "seconds": seconds()}
+            cursor = {"bytes": writers.cursor(), "meter": metered, "seconds": seconds()}
             scores = {k: v for k, v in (record or {}).items() if isinstance(v, float)}
             checkpoints.save(step, state, cursor, configuration.to_dict(experiment), scores)
             folder.update(step=step, seconds=seconds())

@@ -42,5 +42,5 @@ def token_spec(batch_size: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
 def vocabulary_of(tokenizer: Any) -> Vocabulary:
     """What a batch transform needs to know of a tokenizer."""
     special = np.zeros(tokenizer.vocab_size, bool)
-    special[list(tokenizer.specials.ids)] = True
-    return Vocabulary(tokenizer.vocab_size, special, tokenizer.word_starts, tokenizer.specials.mask)
+    special[list(tokenizer.specials.ids())] = True
+    return Vocabulary(tokenizer.vocab_size, special, tokenizer.word_starts(), tokenizer.specials.mask)

@@ -110,7 +110,10 @@ class Evaluator:
         """One record of all measures; each one's sums are written to the run folder."""
         record: dict[str, Any] = {"step": step, "split": self.split}
         for scores, identity in results:
-            record |= totals(scores, identity)
+            found = totals(scores, identity)
+            if identity.measure == "pseudo_likelihood":  # its own, smaller, sample of tokens
+                found = {k: v for k, v in found.items() if k.startswith("pseudo_")}
+            record |= found
             if not identity.to_dict()["comparable"]:
                 record |= {"comparable": False, "reason": identity.reason}
             if self.folder is not None:

@@ -1,0 +1,29 @@
+"""The same step on one device, on a mesh of eight and replicated by pmap."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+SCRIPT = pathlib.Path(__file__).with_name("compare_engines.py")
+ROOT = SCRIPT.parent.parent.parent
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "lstm"])
+def test_mesh_is_pmap_is_one_device(family):
+    """Catches a mean over devices instead of a sum of totals over a sum of counts, a gradient that is not added, and a
+    carry that is not split by rows."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "research")}
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), family], capture_output=True, text=True, env=environment, timeout=110
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout)
+    for name in ("mesh", "pmap", "accumulated"):
+        # Only the order of float32 additions differs: a few units in the last place per step of Adam.
+        np.testing.assert_allclose(results[name], results["one"], rtol=2e-5, err_msg=name)
+        assert results[f"{name}_parameters"] < 2e-3, name
