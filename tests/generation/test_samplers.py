@@ -70,8 +70,10 @@ def test_the_largest_are_found_exactly_at_any_scale():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=2000) * 10.0 ** rng.uniform(-35, 35, 2000)
     logits[:4] = 0.0, -0.0, np.finfo(np.float32).max, -np.inf
+    logits[4:8] = 1 + np.arange(4) * np.finfo(np.float32).eps  # neighbours
     logits = logits.astype(np.float32)
-    for k in (1, 2, 3, 700, 1998):
+    larger = (logits > logits[7]).sum()
+    for k in (1, 2, 3, 700, 1998, *range(larger, larger + 5)):
         kept = np.isfinite(samplers.top_k(jnp.asarray(logits[None]), k)[0])
         np.testing.assert_array_equal(kept, logits >= np.sort(logits)[-k])
 
