@@ -3,7 +3,8 @@
   python scripts/benchmarks/lstm.py [--threads=2] [--rounds=15]
 
 A step is loss and gradient of everything: embedding, layers, head, cross-entropy; no optimizer, no dropout. Steps of
-both sides alternate, and the ratio is of medians. Results go to stdout as JSON, a table to stderr.
+both sides alternate, and the ratio is of medians; on a machine that others use too, PyTorch's spinning threads suffer
+more than ours and the ratio flatters us. Results go to stdout as JSON, a table to stderr.
 """
 
 # ruff: noqa: E402 - the allocator is tuned before JAX and PyTorch are imported
