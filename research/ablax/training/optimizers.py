@@ -25,7 +25,7 @@ MomentDtype = Literal["float32", "bfloat16"]
 
 MATRICES = (
     (
-        r"embed|position|relative|norm|(bias|scale|gain|slopes?)$|(^|/)(head|logits|lm_head|unembed)[^/]*/",
+        r"embed|position|relative|norm|(bias|scale|gain|slopes?)$|(^|/)(head|logits|lm_head|unembed)",
         "adam",
     ),
     (r"(^|/)(out|output|projection|o)[^/]*/kernel$", "last"),
