@@ -7,7 +7,7 @@ import pytest
 
 from ablax import devices
 from ablax.config import RequestError
-from ablax.devices import Holder, Machine
+from ablax.machine import Holder, Machine, probe
 
 GPU = {"nvidia_driver": "550.54.15", "gpus": ("NVIDIA H100",), "gpu_nodes": ("/dev/nvidia0",)}
 CUDA12 = {"jax-cuda12-plugin": "0.10.2"}
@@ -101,18 +101,16 @@ def test_probe_reads_nodes_driver_and_environment(tmp_path):
         "--query-compute-apps=pid,process_name,used_memory": (0, "42, python, 8000\n7, x, [N/A]"),
     }
     environ = {"PATH": str(tmp_path), "LD_LIBRARY_PATH": f"/nowhere:{libraries}"}
-    found = devices.probe(tmp_path, environ, lambda command: answers[command[1]])
+    found = probe(tmp_path, environ, lambda command: answers[command[1]])
     assert found.gpu_nodes == ("/dev/nvidia0", "/dev/nvidia1")
     assert found.tpu_nodes == ()
     assert (found.nvidia_driver, found.gpus) == ("550.54.15", ("NVIDIA H100", "NVIDIA H100"))
     assert found.holders == (Holder(42, "python", 8000 * 2**20), Holder(7, "x", None))
     assert found.shadowing == (f"{libraries}/libcudnn.so.8",)
-    broken = devices.probe(tmp_path, environ, lambda command: (9, "NVIDIA-SMI has failed"))
+    broken = probe(tmp_path, environ, lambda command: (9, "NVIDIA-SMI has failed"))
     assert (broken.nvidia_driver, broken.nvidia_error) == (None, "NVIDIA-SMI has failed")
     assert broken.accelerator == "cuda"
-    hidden = devices.probe(
-        tmp_path, {**environ, "CUDA_VISIBLE_DEVICES": ""}, lambda command: (9, "")
-    )
+    hidden = probe(tmp_path, {**environ, "CUDA_VISIBLE_DEVICES": ""}, lambda command: (9, ""))
     assert hidden.accelerator is None
 
 
@@ -124,7 +122,7 @@ def test_holders_of_a_tpu_are_found_by_their_open_files(tmp_path):
     files.mkdir(parents=True)
     (files / "3").symlink_to("/dev/accel0")
     (files.parent / "comm").write_text("trainer\n")
-    found = devices.probe(tmp_path, {"PATH": ""})
+    found = probe(tmp_path, {"PATH": ""})
     assert found.holders == (Holder(77, "trainer", None),)
 
 
@@ -145,5 +143,5 @@ def test_out_of_memory_is_one_line_with_numbers_and_knobs(message, needed):
 
 
 def test_real_probe_agrees_with_the_device_nodes():
-    assert bool(devices.probe().gpu_nodes) == bool(list(Path("/dev").glob("nvidia[0-9]*")))
-    assert os.getpid() not in [holder.pid for holder in devices.probe().holders]
+    assert bool(probe().gpu_nodes) == bool(list(Path("/dev").glob("nvidia[0-9]*")))
+    assert os.getpid() not in [holder.pid for holder in probe().holders]

@@ -13,6 +13,8 @@ from typing import Any
 from ablax import devices
 from ablax.config import RequestError
 from ablax.data.store import cache_root
+from ablax.machine import PLUGINS, Machine, probe
+from ablax.training.compilation import keep_programs
 
 LIBRARIES = (
     "ablax",
@@ -54,7 +56,7 @@ def matmul_check() -> dict[str, Any]:
 def versions() -> dict[str, str | None]:
     """Installed versions of the libraries that results depend on; None for those that are missing."""
     found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in (*LIBRARIES, *devices.PLUGINS):
+    for name in (*LIBRARIES, *PLUGINS):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -76,24 +78,29 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def diagnose(asked: str | None = None, machine: devices.Machine | None = None) -> dict[str, Any]:
+def diagnose(asked: str | None = None, machine: Machine | None = None) -> dict[str, Any]:
     """Everything that `ablax doctor` knows, as one JSON-able dict.
 
     Args:
       asked: the platform to use, or None.
-      machine: what `devices.probe` found; looked for when None.
+      machine: what `probe` found; looked for when None.
 
     Returns:
       A dict whose `problems` lists, one line each, what is wrong: empty if all is well. `accelerator_refused` is true
       if JAX does not use an accelerator that is there.
     """
-    machine = machine or devices.probe()
+    machine = machine or probe()
     problems, used, found = [], None, []
     try:
         used = devices.ensure_accelerator(asked, lambda: machine)
     except RequestError as error:
         problems.append(str(error))
     refused = bool(problems)
+    try:
+        programs = keep_programs()
+    except RequestError as error:
+        programs = None
+        problems.append(str(error))
     matmul: dict[str, Any] | None = None
     if devices.backend()[0]:
         import jax
@@ -117,11 +124,11 @@ def diagnose(asked: str | None = None, machine: devices.Machine | None = None) -
         "matmul": matmul,
         "cores": {"usable": usable_cores(), "machine": os.cpu_count()},
         "disk": disk({"working_folder": Path.cwd(), "cache": cache_root()}),
-        "compilation_cache": os.environ.get("JAX_COMPILATION_CACHE_DIR"),
+        "compilation_cache": programs,
         "environment": {
             k: os.environ[k]
             for k in sorted(os.environ)
-            if k.startswith(("JAX_", "XLA_", "CUDA_VISIBLE"))
+            if k.startswith(("ABLAX_", "JAX_", "XLA_", "CUDA_VISIBLE"))
         },
         "versions": versions(),
         "python": sys.executable,

@@ -185,6 +185,7 @@ def test_doctor_on_the_cpu_is_content(capsys):
     assert found["problems"] == []
     assert found["versions"]["jax"]
     assert found["disk"]["cache"]["free_bytes"] > 0
+    assert found["compilation_cache"]
 
 
 def test_doctor_notices_a_wrong_matrix_product(monkeypatch, capsys):

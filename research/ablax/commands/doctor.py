@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
             (f"disk: {k}", f"{v['path']}, {v['free_bytes'] / gib:.1f} GiB free")
             for k, v in found["disk"].items()
         ),
-        ("compilation cache", found["compilation_cache"] or "off (JAX_COMPILATION_CACHE_DIR)"),
+        ("compilation cache", str(found["compilation_cache"] or "off")),
         *((k, v) for k, v in found["versions"].items() if v and k in ("python", "jax", "flax")),
     ]
     output.table(

@@ -1,0 +1,75 @@
+"""Real processes that end badly: out of memory, and told to stop."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+PAGE = """
+from ablax.experiment import base
+
+def get_config(length=16):
+    config = base(tokenizer="byte", schedule="constant")
+    config.data.source = {"kind": "text", "glob": PATH}
+    config.data.split = {"rule": "tail", "validation": 0.1}
+    config.data.sequence_length = int(length)
+    config.model.num_layers = 1
+    config.model.width = 16
+    config.model.num_heads = 2
+    config.training.batch_size = 4
+    config.training.steps = 1000000
+    config.writers.every = 1
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "text.txt").write_text("".join(f"line {number}\n" for number in range(20_000)))
+    (folder / "page.py").write_text(PAGE.replace("PATH", repr(str(folder / "text.txt"))))
+    return folder
+
+
+def start(folder, argument, name, limit_kib="unlimited"):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ABLAX_MALLOC": "0"}
+    page, workdir = f"--config={folder / 'page.py'}:{argument}", f"--workdir={folder / name}"
+    command = [sys.executable, "-m", "ablax.cli", "train", page, workdir, "--platform=cpu"]
+    # The shell sets the limit: code between fork and exec could deadlock beside JAX's threads.
+    return subprocess.Popen(
+        ["sh", "-c", f'ulimit -v {limit_kib} && exec "$@"', "sh", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_out_of_memory_is_one_line(folder):
+    """Attention over 16,384 tokens under an 8 GiB limit. Catches: a traceback of the compiler's."""
+    process = start(folder, 16384, "large", limit_kib=8 * 2**20)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 1, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "ablax: out of memory: needed " in err.splitlines()[-1]
+    assert "training.accumulation" in err.splitlines()[-1]
+
+
+def test_sigterm_saves_and_exits_with_75(folder):
+    """Catches: a scheduler's signal treated as a failure, and a run that cannot go on."""
+    process = start(folder, 16, "stopped")
+    metrics, end = folder / "stopped" / "metrics.jsonl", time.monotonic() + 100
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < end:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 75, err
+    assert out == ""
+    assert "stopped by SIGTERM: saved at step" in err.splitlines()[-1]
+    steps = [path for path in (folder / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
+    assert steps
