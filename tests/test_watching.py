@@ -78,6 +78,31 @@ def test_a_run_without_metrics_says_so(tmp_path):
     assert "no metrics yet" in shown(folder)
 
 
+def test_live_curves_end_when_every_run_has_ended(tmp_path):
+    """Catches: watching a finished run for ever."""
+    make_run(tmp_path / "done", status="finished")
+    screen = io.StringIO()
+    watching.watch(tmp_path, console=Console(width=80, height=24, force_terminal=True, file=screen))
+    assert "finished" in screen.getvalue()
+    assert "\x1b[" in screen.getvalue()
+
+
+def test_live_curves_are_redrawn_until_then(tmp_path, monkeypatch):
+    folder = make_run(tmp_path / "going", steps=100)
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        write_json(folder / "run.json", {"status": "finished", "total_steps": 400})
+
+    monkeypatch.setattr(watching.time, "sleep", sleep)
+    screen = io.StringIO()
+    console = Console(width=80, height=24, force_terminal=True, file=screen)
+    watching.watch(tmp_path, every=0.5, console=console)
+    assert slept == [0.5]
+    assert screen.getvalue().index("running") < screen.getvalue().index("finished")
+
+
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(RequestError, match="does not exist"):
         watching.views(tmp_path / "nowhere")

@@ -9,7 +9,10 @@ import pytest
 
 from ablax import cli
 from ablax.config import RequestError
+from ablax.experiment import read_experiment
 from ablax.project import write_project
+from ablax.sweeps.cells import cells_of
+from ablax.sweeps.launch import resolve_cells
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,15 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
     with pytest.raises(RequestError, match="not an empty folder"):
         write_project(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_every_cell_of_its_plan_resolves(project):
+    """Catches: a template that a renamed knob broke."""
+    page = read_experiment(f"{project / 'experiment.py'}:tiny")
+    resolved = resolve_cells(page.get_config(), cells_of(page.get_sweep()))
+    assert len(resolved) == 6
+    kinds = [type(experiment.model.attention).__name__ for experiment in resolved.values()]
+    assert kinds == ["DotProductAttention"] * 3 + ["SigmoidAttention"] * 3
 
 
 def test_its_own_test_passes(project):

@@ -108,7 +108,7 @@ def extensions(names: Sequence[str]) -> list[Any]:
 def go_offline(offline: bool) -> None:
     """Makes the libraries that could reach for the network raise instead."""
     if offline:
-        os.environ |= {"ABLAX_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+        os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
 def resolved(spec: str, overrides: Mapping[str, str], extend: Sequence[Any] = ()) -> Any:

@@ -1,6 +1,7 @@
 """Shows the live curves of a run or a sweep in the terminal; Ctrl-C ends it."""
 
 import argparse
+import contextlib
 
 from ablax.commands import flags
 
@@ -20,4 +21,5 @@ def run(args: argparse.Namespace) -> None:
     """Watches."""
     from ablax.watching import watch
 
-    watch(args.workdir, once=args.once, every=args.every)
+    with contextlib.suppress(KeyboardInterrupt):
+        watch(args.workdir, once=args.once, every=args.every)
