@@ -1,5 +1,6 @@
 """Tiny models with weights large enough that their predictions differ, and documents of many lengths."""
 
+import functools
 import types
 
 import jax
@@ -20,9 +21,16 @@ def build(config):
     module = static(config).build(VOCAB, 64)
     hyper = jax.tree.map(jnp.float32, traced(config))
     tokens = jnp.zeros((1, 2), jnp.int32)
-    init = jax.jit(module.init)  # one program; a hundred small ones take seconds
-    params = init(jax.random.key(0), tokens, tokens, tokens + 1, hyper=hyper)["params"]
-    params = jax.tree.map(lambda leaf: leaf * 8, params)
+    init = functools.partial(module.init, hyper=hyper)
+    shapes = jax.eval_shape(init, jax.random.key(0), tokens, tokens, tokens + 1)["params"]
+    rng = np.random.default_rng(0)  # no initialiser to compile, and predictions that differ
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = rng.normal(0, 0.1 if "bias" in name else 0.5, leaf.shape)
+        return jnp.asarray(np.ones(leaf.shape) if "scale" in name else values, jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
 
     @jax.jit
     def apply(tokens, length):
