@@ -43,7 +43,9 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="also the long proofs (marked slow)")
-    parser.addoption("--ci", action="store_true", help="also what needs services or clean environments")
+    parser.addoption(
+        "--ci", action="store_true", help="also what needs services or clean environments"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -31,7 +31,10 @@ def test_two_processes_cannot_write_one_folder(tmp_path):
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RequestError, match=f"another process \\(pid {holder.pid} on"), RunFolder(tmp_path).lock():
+    with (
+        pytest.raises(RequestError, match=f"another process \\(pid {holder.pid} on"),
+        RunFolder(tmp_path).lock(),
+    ):
         pass
     holder.kill()
     holder.wait()

@@ -1,8 +1,8 @@
 """nanoGPT's character-level Shakespeare model in its CPU setting.
 
-Question: does this framework train the standard small model as well and as fast as the standard code? Karpathy's nanoGPT,
-README: 4 layers, 4 heads, width 128, block 64, batch 12, 2000 steps, no dropout; it reports a validation loss of 1.88
-(an estimate from samples). Training text is the first 90 %, validation the rest.
+Question: does this framework train the standard small model as well and as fast as the standard code? Karpathy's
+nanoGPT, README: 4 layers, 4 heads, width 128, block 64, batch 12, 2000 steps, no dropout; it reports a validation loss
+of 1.88 (an estimate from samples). Training text is the first 90 %, validation the rest.
 
     ablax train --config=experiments/pretrain/shakespeare_char.py \\
         --config.data.source=text:input.txt --workdir=runs/shakespeare
@@ -18,11 +18,15 @@ SIZES = ("small", "tiny")
 
 def get_config(size: str = "small"):
     config = base(
-        model="decoder:tiny", tokenizer="character", source="tfds:tiny_shakespeare", optimizer="adamw:gpt3"
+        model="decoder:tiny",
+        tokenizer="character",
+        source="tfds:tiny_shakespeare",
+        optimizer="adamw:gpt3",
     )
     config.name = "shakespeare-char"
     config.data.document_marks = False
     config.data.sequence_length = 64
+    config.data.source.train_split = "train+validation+test"
     config.data.split.rule = "tail"
     config.data.split.validation = 0.1
     config.model.bias = False

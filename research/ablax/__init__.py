@@ -30,7 +30,17 @@ _PLACES = {
     "train": "trainer",
 }
 
-__all__ = sorted(_PLACES)  # noqa: PLE0605 - the table above is the list
+__all__ = [  # noqa: RUF022 - in the order of a user's day
+    "base",
+    "resolve",
+    "prepare",
+    "train",
+    "load",
+    "evaluate",
+    "fork",
+    "runs",
+    "RequestError",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,8 +36,16 @@ class Duration:
       RequestError: if the text is none of these.
     """
 
-    _PATTERN: ClassVar = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*(%|[a-z]*)\s*$")
-    _UNITS: ClassVar = {"": "steps", "step": "steps", "steps": "steps", "epoch": "epochs", "epochs": "epochs"}
+    _PATTERN: ClassVar = re.compile(
+        r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]+)?)\s*(%|[a-z]*)\s*$"
+    )
+    _UNITS: ClassVar = {
+        "": "steps",
+        "step": "steps",
+        "steps": "steps",
+        "epoch": "epochs",
+        "epochs": "epochs",
+    }
     _UNITS |= {"token": "tokens", "tokens": "tokens", "%": "%"}
 
     def __init__(self, value: "int | str | Duration"):
@@ -247,7 +255,7 @@ def to_config_dict(config: Any) -> ml_collections.ConfigDict:
 
 def from_dict(
     cls: type,
-    values: Mapping[str, Any],
+    values: Mapping[str, Any] | ml_collections.ConfigDict,
     *,
     extend: Iterable[Any] = (),
     imports: bool = True,
@@ -425,7 +433,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def override(
     root: type,
-    values: Mapping[str, Any],
+    values: Mapping[str, Any] | ml_collections.ConfigDict,
     overrides: Mapping[str, Any],
     *,
     extend: Iterable[Any] = (),

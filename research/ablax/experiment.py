@@ -19,7 +19,7 @@ from ablax.config import (
     override,
     suggest,
     tag_of,
-    to_config_dict,
+    to_dict,
 )
 from ablax.data.corpus import DataConfig
 from ablax.models.table import MODELS
@@ -75,8 +75,8 @@ class Experiment:
             )
 
 
-def base(**kinds: Any) -> ml_collections.ConfigDict:
-    """The default configuration, locked, with the kinds of tagged unions chosen.
+def base(**kinds: Any) -> Any:
+    """The default configuration, one locked `ml_collections.ConfigDict`, with the kinds of tagged unions chosen.
 
     Args:
       **kinds: field of `Experiment` -> `kind`, `kind:preset` or a config class; `data.source` and `data.tokenizer`
@@ -94,7 +94,7 @@ def base(**kinds: Any) -> ml_collections.ConfigDict:
                 f"{name!r} has no kinds; set its fields in the configuration that base() returns"
             )
         tags[paths.get(name, name) + ".kind"] = tag_of(fields[name], kind)
-    values = override(Experiment, to_config_dict(Experiment()), tags, extend=classes)
+    values = override(Experiment, to_dict(Experiment()), tags, extend=classes)
     return ml_collections.ConfigDict(values, type_safe=False).lock()
 
 
@@ -118,7 +118,7 @@ def resolve(
     if isinstance(config, Experiment) and not overrides:
         return config
     if isinstance(config, Experiment):
-        config = to_config_dict(config)
+        config = to_dict(config)
     classes = extension_classes(extend)
     values = override(Experiment, config, overrides or {}, extend=classes, imports=imports)
     return from_dict(Experiment, values, extend=classes, imports=imports)
@@ -174,7 +174,8 @@ def read_experiment(spec: str) -> Page:
     name, colon, argument = rest.partition(":")
     path = experiment_path(prefix + name)
     module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(path.parent))  # a page may import what lies beside it
     try:

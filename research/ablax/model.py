@@ -23,6 +23,7 @@ from ablax.generation.samplers import Sampling
 from ablax.models.ngram import Ngram
 from ablax.run import RunFolder
 from ablax.training.checkpoints import Checkpoints
+from ablax.training.compilation import keep_programs
 from ablax.training.session import Clock, abstract_state, best_metric, build_program
 from ablax.training.state import scalars
 
@@ -66,7 +67,7 @@ class Model:
 
     def require(self, causal: bool, what: str) -> None:
         """Raises RequestError if the model cannot do `what`."""
-        if self.config.objective.CAUSAL != causal:
+        if causal != self.config.objective.CAUSAL:
             other = "fill" if causal else "generate and score"
             raise RequestError(f"a {self.kind} cannot {what}; it can {other}")
 
@@ -198,6 +199,7 @@ def load(
     Raises:
       RequestError: if there is no such run or step, or it needs a class that the caller did not name.
     """
+    keep_programs()
     folder = RunFolder(workdir).require()
     experiment = resolve(folder.config(), extend=extend, imports=False)
     tokenizer = load_tokenizer(folder.tokenizer)
@@ -210,7 +212,7 @@ def load(
     )
     if step == "best" and checkpoints.best_step() is None:
         step = "last"
-    wanted = None if step == "last" else step
+    wanted: Any = None if step == "last" else step
     state, _, found = checkpoints.restore(abstract_state(program, experiment), wanted)
     params = program.evaluation_params(state)
     return Model(

@@ -194,11 +194,8 @@ def code_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-_MALLOC = {
-    -3: 1 << 30,
-    -1: 2**31 - 1,
-    -2: 256 << 20,
-}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+# M_ARENA_MAX (XLA's threads would allocate outside the main arena), M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+_MALLOC = {-8: 1, -3: 1 << 30, -1: 2**31 - 1, -2: 256 << 20}
 
 
 def tune_malloc() -> bool:

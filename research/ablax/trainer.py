@@ -20,6 +20,7 @@ from ablax.experiment import Experiment, resolve
 from ablax.run import Preempted, RunFolder, keep_sources, now, provenance, write_json
 from ablax.training import session
 from ablax.training.checkpoints import Checkpoints
+from ablax.training.compilation import keep_programs
 from ablax.training.debug import overfit
 from ablax.training.evaluators import Evaluator
 from ablax.training.loop import Every, Loop
@@ -86,11 +87,13 @@ def train(
       Preempted: after SIGTERM; the run was saved.
     """
     experiment = resolve(config, extend=extend)
+    keep_programs()
     say = say or (lambda text: print(text, file=sys.stderr) if progress else None)
     folder = RunFolder(workdir)
     if debug:
         corpus = open_corpus(experiment.data, specials_of(experiment), offline=offline)
-        return overfit(experiment, corpus, say)
+        found = overfit(experiment, corpus, say)
+        return Run(folder.path, True, found["steps"], found, found["seconds"], None, 0)
     if fresh and (moved := folder.set_aside()):
         say(f"moved the old run to {moved}")
     resuming = folder.exists()
@@ -399,7 +402,8 @@ def signals() -> Iterator[Callable[[], str | None]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    old = {int(number): signal.getsignal(number) for number in numbers}
 
     def handle(number: int, frame: Any) -> None:
         if reason:

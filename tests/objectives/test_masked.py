@@ -19,7 +19,11 @@ def make_row(length=400, seed=0):
     tokens[::50] = 1
     segments = np.repeat(np.arange(1, 9), length // 8 + 1)[: length + 1].astype(np.int32)
     segments[-20:] = 0
-    return {"tokens": tokens, "positions": np.arange(length + 1, dtype=np.int32), "segment_ids": segments}
+    return {
+        "tokens": tokens,
+        "positions": np.arange(length + 1, dtype=np.int32),
+        "segment_ids": segments,
+    }
 
 
 def hide(config, seed=0, row=None):
@@ -39,7 +43,12 @@ def test_shares(unit):
         assert not (chosen & ~ordinary).any(), "a special token or padding was selected"
         np.testing.assert_array_equal(tokens[~chosen], targets[~chosen])
         assert not SPECIAL[tokens[chosen & (tokens != MASK)]].any()
-        counts += [chosen.sum(), ordinary.sum(), (tokens == MASK).sum(), (chosen & (tokens == targets)).sum()]
+        counts += [
+            chosen.sum(),
+            ordinary.sum(),
+            (tokens == MASK).sum(),
+            (chosen & (tokens == targets)).sum(),
+        ]
     selected, ordinary, masked, kept = counts
     assert abs(selected / ordinary - 0.15) < 0.01
     assert abs(masked / selected - 0.8) < 0.03
@@ -50,8 +59,17 @@ def test_words_are_whole():
     """Catches a selection that stops in the middle of a word or runs over the start of a segment."""
     for seed in range(20):
         row, batch = hide(MaskedConfig(unit="word"), seed)
-        chosen, targets, segments = batch["loss_weights"] > 0, batch["targets"], row["segment_ids"][:-1]
-        inside = ~STARTS[targets[1:]] & (segments[1:] == segments[:-1]) & ~SPECIAL[targets[1:]] & ~SPECIAL[targets[:-1]]
+        chosen, targets, segments = (
+            batch["loss_weights"] > 0,
+            batch["targets"],
+            row["segment_ids"][:-1],
+        )
+        inside = (
+            ~STARTS[targets[1:]]
+            & (segments[1:] == segments[:-1])
+            & ~SPECIAL[targets[1:]]
+            & ~SPECIAL[targets[:-1]]
+        )
         inside &= segments[1:] != 0
         assert (chosen[1:] == chosen[:-1])[inside].all()
 
@@ -68,7 +86,10 @@ def test_spans_are_longer_than_words():
 
 
 def test_seeded():
-    assert all(np.array_equal(a, b) for a, b in zip(hide(MaskedConfig(), 3)[1].values(), hide(MaskedConfig(), 3)[1].values()))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(hide(MaskedConfig(), 3)[1].values(), hide(MaskedConfig(), 3)[1].values())
+    )
     row = make_row()
     first, second = (hide(MaskedConfig(), seed, row)[1]["tokens"] for seed in (1, 2))
     assert not np.array_equal(first, second)

@@ -56,7 +56,9 @@ def run(experiment, engine_name: str, count: int):
         state, metrics = engine.step(state, batch)
         loss = jax.device_get(metrics["loss"])  # one step at a time: two programs in flight at most
         losses.append(float(loss.total) / int(loss.count))
-    assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), state) == shapes, "the state changed its form"
+    assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), state) == shapes, (
+        "the state changed its form"
+    )
     return losses, jax.device_get(state.params)
 
 
@@ -80,7 +82,8 @@ def main(family: str) -> None:
     ]:
         losses, other = run(which, engine, count)
         worst = max(
-            float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other))
+            float(np.abs(a - b).max())
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other))
         )
         results |= {name: losses, f"{name}_parameters": worst}
     print(json.dumps(results))

@@ -19,7 +19,11 @@ def test_mesh_is_pmap_is_one_device(family):
     carry that is not split by rows."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "research")}
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), family], capture_output=True, text=True, env=environment, timeout=110
+        [sys.executable, str(SCRIPT), family],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=110,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout)

@@ -50,12 +50,14 @@ class Corpus:
       tokenizer: trained on the training split, or loaded.
       sources: split name -> documents.
       stores: split name -> their tokens.
+      cache: where stores and packing plans lie.
     """
 
     config: DataConfig
     tokenizer: Tokenizer
     sources: dict[str, Source]
     stores: dict[str, TokenStore]
+    cache: Path
 
     @property
     def marks(self) -> dict[str, int | None]:
@@ -83,7 +85,9 @@ class Corpus:
             batch_size=batch_size,
             phase=self.config.phase,
             seed=seed,
-            **self.marks,
+            root=self.cache,
+            bos=self.marks["bos"],
+            eos=self.marks["eos"],
         )
         return Loader(
             layout,
@@ -143,4 +147,4 @@ def open_corpus(
         )
         for split, source in sources.items()
     }
-    return Corpus(config, tokenizer, sources, stores)
+    return Corpus(config, tokenizer, sources, stores, cache)

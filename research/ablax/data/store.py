@@ -5,44 +5,22 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
 from ablax.config import RequestError
+from ablax.data.documents import Source
 from ablax.data.lease import Progress, build_once
+from ablax.data.tokenizer import Tokenizer
 
 _FORMAT = 1
 _CHUNK_CHARACTERS = (
     4_000_000  # text handed to the tokenizer's threads at a time; bounds the builder's memory
 )
 _CHUNK_DOCUMENTS = 4096
-
-
-class Source(Protocol):
-    """Documents with random access (`ablax.data.sources`)."""
-
-    @property
-    def fingerprint(self) -> str: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> str: ...
-    def name(self, index: int, /) -> str: ...
-
-
-class Tokenizer(Protocol):
-    """What the store needs of `ablax.data.tokenizers.Tokenizer`."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def lossless(self) -> bool: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def encode_batch(self, texts: list[str], /) -> Sequence[Integer[np.ndarray, " n"]]: ...
-    def decode(self, ids: Int32[np.ndarray, " n"], /) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)

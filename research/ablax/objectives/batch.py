@@ -43,4 +43,6 @@ def vocabulary_of(tokenizer: Any) -> Vocabulary:
     """What a batch transform needs to know of a tokenizer."""
     special = np.zeros(tokenizer.vocab_size, bool)
     special[list(tokenizer.specials.ids())] = True
-    return Vocabulary(tokenizer.vocab_size, special, tokenizer.word_starts(), tokenizer.specials.mask)
+    return Vocabulary(
+        tokenizer.vocab_size, special, tokenizer.word_starts(), tokenizer.specials.mask
+    )

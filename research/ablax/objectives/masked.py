@@ -116,6 +116,7 @@ class MaskedConfig:
         vocabulary: Vocabulary,
     ) -> np.ndarray:
         """Replaces selected tokens: mostly by the mask, some by a random ordinary token, the rest not at all."""
+        assert vocabulary.mask is not None, "the corpus was opened with what `specials` names"
         draw = rng.random(len(targets))
         ordinary = np.flatnonzero(~vocabulary.special)
         random_tokens = ordinary[rng.integers(len(ordinary), size=len(targets))]

@@ -134,6 +134,8 @@ class Evaluator:
 
     def _masked(self, module: Any, params: Any, hyper: Any) -> list[tuple[Scores, MetricIdentity]]:
         tokenizer, common = self.corpus.tokenizer, self._common(hyper)
+        mask = tokenizer.specials.mask
+        assert mask is not None, "the corpus was opened with what the objective needs"
         results = [
             score_masked(
                 module,
@@ -149,7 +151,7 @@ class Evaluator:
                 module,
                 params,
                 self.documents,
-                mask=tokenizer.specials.mask,
+                mask=mask,
                 every=self.config.pseudo_every,
                 max_documents=self.config.pseudo_documents,
                 **common,

@@ -36,7 +36,7 @@ class ParallelConfig:
         if self.data < -1 or self.data == 0:
             raise RequestError(f"data={self.data} must be positive, or -1 for all devices")
 
-    def devices(self) -> list[jax.Device]:
+    def devices(self) -> list[Any]:
         """The devices of this run.
 
         Raises:
@@ -66,7 +66,7 @@ def spec_of(path: str, rules: Rules = RULES) -> PartitionSpec:
 class MeshEngine:
     """jit over a mesh with a `data` axis: rows and carry are sharded, parameters follow the rule table."""
 
-    def __init__(self, program: Program, devices: Sequence[jax.Device]):
+    def __init__(self, program: Program, devices: Sequence[Any]):
         self.program = program
         self.mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
         self._step = jax.jit(program.step, donate_argnums=0)
@@ -77,7 +77,7 @@ class MeshEngine:
         tree = jax.tree_util.tree_map_with_path(
             lambda path, _: NamedSharding(self.mesh, spec_of(parameter_path(path))), state
         )
-        return tree.replace(carry=jax.tree.map(lambda _: rows, state.carry))
+        return dataclasses.replace(tree, carry=jax.tree.map(lambda _: rows, state.carry))
 
     def init(self, rng: jax.Array, hyper: Any) -> TrainState:
         """A fresh state, born on its devices."""
@@ -109,12 +109,12 @@ class MeshEngine:
 class PmapEngine:
     """One replica per device; gradients and sums are added with a psum between the two halves of the step."""
 
-    def __init__(self, program: Program, devices: Sequence[jax.Device]):
+    def __init__(self, program: Program, devices: Sequence[Any]):
         self.program = program
         self.devices = devices
-        state_axes: Any = TrainState(
-            step=None, params=None, opt_state=None, ema=None, carry=0, hyper=None, rng=None
-        )
+        fields = dataclasses.fields(TrainState)
+        axes: dict[str, Any] = {f.name: 0 if f.name == "carry" else None for f in fields}
+        state_axes = TrainState(**axes)
         self._step = jax.pmap(
             self._replica,
             axis_name=AXIS,
@@ -129,9 +129,9 @@ class PmapEngine:
         own = jax.random.key_data(jax.random.fold_in(key, jax.lax.axis_index(AXIS)))
         rng = state.rng
         if len(self.devices) > 1:
-            state = state.replace(rng=own)
+            state = dataclasses.replace(state, rng=own)
         after, metrics = self.program.step(state, batch, lambda tree: jax.lax.psum(tree, AXIS))
-        return after.replace(rng=rng), metrics
+        return dataclasses.replace(after, rng=rng), metrics
 
     def init(self, rng: jax.Array, hyper: Any) -> TrainState:
         """A fresh state."""
@@ -144,16 +144,16 @@ class PmapEngine:
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
         """One training step."""
         carry = self._split(state.carry)
-        after, metrics = self._step(state.replace(carry=carry), self._split(batch))
+        after, metrics = self._step(dataclasses.replace(state, carry=carry), self._split(batch))
         joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), after.carry)
-        return after.replace(carry=joined), metrics
+        return dataclasses.replace(after, carry=joined), metrics
 
     def _split(self, tree: Any) -> Any:
         count = len(self.devices)
         return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), tree)
 
 
-ENGINES: dict[str, Callable[[Program, Sequence[jax.Device]], Any]] = {
+ENGINES: dict[str, Callable[[Program, Sequence[Any]], Any]] = {
     "mesh": MeshEngine,
     "pmap": PmapEngine,
 }

@@ -172,8 +172,8 @@ class Program:
         rate = state.hyper["optimizer"]["learning_rate"] * self.schedule(
             state.hyper.get("schedule", {}), state.step
         )
-        after = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, ema=ema, carry=carry
+        after = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, carry=carry
         )
         return after, {"gradient_norm": norm, "learning_rate": rate}
 
