@@ -1,0 +1,116 @@
+"""A package that knows Ablax, and that Ablax does not know, adds an attention variant."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from ablax.models.transformer import DecoderConfig
+from ablax.testing import check_attention, check_model
+
+PACKAGE = pathlib.Path(__file__).resolve().parent / "extension_package"
+PAGE = """
+from ablax.experiment import base
+
+def get_config():
+    config = base(tokenizer="byte", source="builtin:python_reference", schedule="constant")
+    config.data.sequence_length = 16
+    config.model.num_layers = 1
+    config.model.width = 16
+    config.model.num_heads = 2
+    config.training.batch_size = 4
+    config.training.steps = 3
+    config.evaluation.documents = 1
+    config.evaluation.every = 0
+    config.checkpoint.every = 0
+    config.writers.every = 1
+    return config
+"""
+# Several commands of one user in one process: starting one takes longer than its work.
+SEVERAL = """
+import json, sys
+from ablax import cli
+for command in json.loads(sys.argv[1]):
+    print("exit", cli.main(command), flush=True)
+"""
+KIND = "sink_attention:SinkAttention"
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory):
+    """A folder with an experiment; the package is installed into `site`, beside Ablax."""
+    folder = tmp_path_factory.mktemp("user")
+    shutil.copytree(PACKAGE, folder / "source")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--target", str(folder / "site")]
+    done = subprocess.run([*pip, *offline, str(folder / "source")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(folder / "source")
+    (folder / "page.py").write_text(PAGE)
+    return folder
+
+
+def run(user, *arguments):
+    paths = [str(user / "site"), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=user, env=environment
+    )
+
+
+def train(steps):
+    kind = f"--config.model.attention={KIND}"
+    return ["train", "--config=page.py", kind, "--workdir=run", f"--config.training.steps={steps}"]
+
+
+def test_it_is_a_page_long():
+    assert len((PACKAGE / "sink_attention.py").read_text().splitlines()) < 40
+
+
+def test_it_obeys_the_laws():
+    spec = importlib.util.spec_from_file_location("sink_attention", PACKAGE / "sink_attention.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    check_attention(module.SinkAttention)
+    check_model(
+        DecoderConfig(num_layers=1, width=8, num_heads=2, attention=module.SinkAttention(0.5))
+    )
+
+
+def test_it_trains_is_evaluated_samples_and_resumes(user):
+    """Catches: a kind from outside that one of the commands cannot name, or that is not kept with the run."""
+    first = run(user, "-m", "ablax.cli", *train(3))
+    assert first.returncode == 0, first.stderr
+    assert json.loads(first.stdout)["step"] == 3
+    extend = f"--extend={KIND}"
+    commands = [
+        ["evaluate", "--workdir=run", extend],
+        ["generate", "--workdir=run", "--prompt=The ", "--max_new_tokens=4", extend],
+        [
+            "generate",
+            "--workdir=run",
+            "--prompt=Th",
+            "--max_new_tokens=4",
+            extend.partition(":")[0],
+        ],
+        train(5),
+        ["evaluate", "--workdir=run"],
+    ]
+    second = run(user, "-c", SEVERAL, json.dumps(commands))
+    lines = second.stdout.splitlines()
+    codes = [line for line in lines if line.startswith("exit ")]
+    assert codes == ["exit 0"] * 4 + ["exit 2"], second.stderr
+    assert "resuming at step 3" in second.stderr
+    assert '"step": 5' in second.stdout
+    refusal = second.stderr.strip().splitlines()[-1]
+    assert refusal.startswith("ablax: ")
+    assert f"--extend={KIND}" in refusal
+    kept = user / "run" / "code" / "sink_attention.SinkAttention.py"
+    assert kept.read_text() == (PACKAGE / "sink_attention.py").read_text()
+    steps = [json.loads(line) for line in (user / "run" / "metrics.jsonl").open()]
+    assert [r["step"] for r in steps if r["split"] == "train"] == [1, 2, 3, 4, 5]
