@@ -99,8 +99,8 @@ def _synchronised(loss: torch.Tensor) -> float:
     return loss.item()
 
 
-def interleaved_medians(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median seconds of each step; the steps take turns so that both see the same machine."""
+def interleaved(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step, one a round; the steps take turns so that both see the same machine."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(WARMUP_STEPS + rounds):
         for name, step in steps.items():
@@ -110,7 +110,7 @@ def interleaved_medians(steps: dict[str, Callable[[], float]], rounds: int) -> d
                 times[name].append(time.perf_counter() - start)
             if not np.isfinite(loss):
                 raise FloatingPointError(f"the loss of {name} is {loss}")
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def measure(threads: int = 2, rounds: int = 15) -> dict[str, Any]:
@@ -121,7 +121,8 @@ def measure(threads: int = 2, rounds: int = 15) -> dict[str, Any]:
       rounds: timed steps of each side.
 
     Returns:
-      A list under "lstm", one dict a size; `ratio` is ours / PyTorch's time.
+      A list under "lstm", one dict a size; `ratio` is ours / PyTorch's time, of the medians;
+      `ratio_min` and `ratio_max` are those of single rounds.
     """
     torch.set_num_threads(threads)
     rows = []
@@ -129,7 +130,9 @@ def measure(threads: int = 2, rounds: int = 15) -> dict[str, Any]:
         config = LstmConfig(num_layers=layers, width=width)
         arguments = (config, vocab_size, *random_batch(batch_size, length, vocab_size))
         steps = {"ours": our_step(*arguments), "torch": torch_step(*arguments)}
-        seconds = interleaved_medians(steps, rounds)
+        times = interleaved(steps, rounds)
+        seconds = {name: statistics.median(values) for name, values in times.items()}
+        ratios = [ours / theirs for ours, theirs in zip(times["ours"], times["torch"], strict=True)]
         rows.append(
             {
                 "num_layers": layers,
@@ -141,6 +144,8 @@ def measure(threads: int = 2, rounds: int = 15) -> dict[str, Any]:
                 "ours_ms": 1e3 * seconds["ours"],
                 "torch_ms": 1e3 * seconds["torch"],
                 "ratio": seconds["ours"] / seconds["torch"],
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
                 "tokens_per_second": batch_size * length / seconds["ours"],
             }
         )
