@@ -10,8 +10,7 @@ import sys
 
 import pytest
 
-from ablax.models.transformer import DecoderConfig
-from ablax.testing import check_attention, check_model
+from ablax.testing import check_attention
 
 PACKAGE = pathlib.Path(__file__).resolve().parent / "extension_package"
 PAGE = """
@@ -77,9 +76,6 @@ def test_it_obeys_the_laws():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     check_attention(module.SinkAttention)
-    check_model(
-        DecoderConfig(num_layers=1, width=8, num_heads=2, attention=module.SinkAttention(0.5))
-    )
 
 
 def test_it_trains(user):

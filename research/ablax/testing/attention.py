@@ -9,7 +9,7 @@ import numpy as np
 
 from ablax.config import RequestError
 from ablax.models.attention import attention_mask
-from ablax.testing.subject import instance, law_broken, traced_paths
+from ablax.testing.subject import compiled, instance, law_broken, traced_paths
 
 TOLERANCE = 1e-5
 """Of values of order one, in float32."""
@@ -59,7 +59,7 @@ def check_attention(config: Any) -> None:
     def broken(law: str, seen: str, remedy: str) -> None:
         law_broken(name, law, seen, remedy)
 
-    run = jax.jit(lambda query, key, value, mask: attend(query, key, value, mask=mask))
+    run = compiled(lambda query, key, value, mask: attend(query, key, value, mask=mask))
     out = run(*given)
     for dtype in (jnp.float32, jnp.bfloat16):
         cast = [x.astype(dtype) for x in given[:3]]
@@ -104,7 +104,7 @@ def check_nothing_visible(broken: Callable, attend: Callable, given: Inputs) -> 
         out = attend(query, key, value, mask=given.mask)
         return jnp.sum(jnp.where(hidden, out, 0)), out
 
-    gradients, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*given[:3])
+    gradients, out = compiled(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*given[:3])
     if not all(np.isfinite(x).all() for x in (out, *gradients)):
         seen = "a query that may attend to nothing gives nan or inf, or its gradient does"
         broken("padding", seen, "guard the division by the sum of weights")
@@ -117,7 +117,7 @@ def check_bias(broken: Callable, attend: Callable, given: Inputs, out: jax.Array
     """A bias [B N T S] acts, or is refused."""
     bias = np.asarray(given.query)[..., :6].swapaxes(1, 2)
     try:
-        with_bias = jax.jit(lambda q, k, v, m, b: attend(q, k, v, mask=m, bias=b))(*given, bias)
+        with_bias = compiled(lambda q, k, v, m, b: attend(q, k, v, mask=m, bias=b))(*given, bias)
     except RequestError:
         return
     if np.abs(with_bias - out).max() < TOLERANCE:
@@ -134,7 +134,7 @@ def check_dropout(broken: Callable, attend: Callable, given: Inputs) -> None:
         return probabilities * 0
 
     try:
-        out = jax.jit(lambda q, k, v, m: attend(q, k, v, mask=m, dropout=hook))(*given)
+        out = compiled(lambda q, k, v, m: attend(q, k, v, mask=m, dropout=hook))(*given)
     except RequestError:
         return  # a core that never forms probabilities
     if [shape[:3] for shape in shapes] != [(batch, heads, length)]:

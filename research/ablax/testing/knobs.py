@@ -11,6 +11,7 @@ from ablax.config import static
 from ablax.testing.subject import (
     Subject,
     changed,
+    compiled,
     initialiser,
     traced_paths,
     training_pass,
@@ -38,7 +39,7 @@ def check_traced(subject: Subject) -> None:
         if _acts(subject, path, subject.init, subject.train):
             continue
         module = subject.config.build(subject.vocab_size, subject.tokens.shape[1])
-        usual = jax.jit(initialiser(module, subject.tokens)), jax.jit(training_pass(module))
+        usual = compiled(initialiser(module, subject.tokens)), compiled(training_pass(module))
         if _acts(subject, path, *usual) or value_at(subject.given, path) != 0:
             subject.broken(
                 "traced knobs",

@@ -8,7 +8,7 @@ import numpy as np
 
 from ablax.config import RequestError
 from ablax.testing.knobs import check_traced
-from ablax.testing.subject import ROWS, Subject, instance, whole
+from ablax.testing.subject import ROWS, Subject, compiled, instance, whole
 from ablax.training.masks import parameter_path
 
 TOLERANCE = 1e-4
@@ -168,7 +168,7 @@ def check_cache(subject: Subject) -> None:
     tokens, length = subject.tokens, subject.tokens.shape[1]
     full = subject.forward(*whole(tokens))
 
-    @jax.jit
+    @compiled
     def run(params: Any, hyper: Any, carry: Any, *batch: Any) -> tuple[Any, Any]:
         return subject.module.apply({"params": params}, *batch, hyper=hyper, carry=carry)
 

@@ -63,6 +63,12 @@ def awake(config: Any) -> Any:
     return config
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit`, without XLA's optimisations on a CPU: the laws compile for longer than they compute."""
+    cpu = jax.default_backend() == "cpu"
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0} if cpu else {})
+
+
 def whole(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens, positions and segments of rows that are one segment each."""
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
@@ -134,7 +140,7 @@ class Subject:
         rng = np.random.default_rng(0)
         rows = [rng.permutation(max(vocab_size, length))[:length] % vocab_size for _ in range(ROWS)]
         tokens, hyper = np.asarray(rows, np.int32), scalars(traced(config))
-        init = jax.jit(initialiser(module, tokens))
+        init = compiled(initialiser(module, tokens))
         try:
             initial = init(hyper)
         except jax.errors.ConcretizationTypeError as error:
@@ -151,12 +157,12 @@ class Subject:
             return np.asarray(leaf + rng.normal(0, scale, leaf.shape), np.float32)
 
         params = jax.tree_util.tree_map_with_path(noisy, initial)
-        run = jax.jit(lambda p, h, *batch: module.apply({"params": p}, *batch, hyper=h)[0])
+        run = compiled(lambda p, h, *batch: module.apply({"params": p}, *batch, hyper=h)[0])
 
         def forward(*batch: np.ndarray) -> np.ndarray:
             return np.asarray(run(params, hyper, *batch))
 
-        train = jax.jit(training_pass(module))
+        train = compiled(training_pass(module))
         return cls(given, config, module, vocab_size, hyper, params, tokens, init, train, forward)
 
     def broken(self, law: str, seen: str, remedy: str) -> NoReturn:
