@@ -8,7 +8,11 @@ of 1.88 (an estimate from samples). Training text is the first 90 %, validation 
         --config.data.source=text:input.txt --workdir=runs/shakespeare
 
 Without the override the text comes from TFDS (tiny_shakespeare, downloaded). Metric: nats per character over the whole
-validation part in windows of 64 characters; expected 1.82 or lower.
+validation part in windows of 64 characters; expected 1.70, one seed, in about a minute on two cores.
+
+Sizes, batch and steps are nanoGPT's; learning rate and initial weights are tuned, and both are three times its own
+(lr 1e-3, std 0.02). With its values this page gives 1.907, with the learning rate alone 1.769: the gain over 1.88 is
+one of tuning, which nanoGPT would have too. `scripts/benchmarks/run --only=shakespeare` compares the time.
 """
 
 from ablax.experiment import base
@@ -32,7 +36,8 @@ def get_config(size: str = "small"):
     config.model.bias = False
     config.training.batch_size = 12
     config.training.steps = 2000
-    config.optimizer.learning_rate = 1e-3
+    config.model.init_scale = 3.0
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.b2 = 0.99
     config.schedule.warmup = 100
     config.schedule.final_fraction = 0.1
