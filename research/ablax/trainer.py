@@ -316,7 +316,8 @@ def descend(
 
         def evaluate(state: Any, step: int) -> dict[str, Any]:
             params = program.evaluation_params(state)
-            return evaluator.neural(program.module, params, state.hyper.get("model", {}), step)
+            hyper = state.hyper.get("model", {})
+            return evaluator.neural(program.module, params, hyper, step, step == clock.total)
 
         def save(step: int, state: Any, record: Mapping[str, Any] | None, metered: Any) -> None:
             cursor = {"bytes": writers.cursor(), "meter": metered, "seconds": seconds()}

@@ -6,7 +6,8 @@ Run in a process of its own, because the number of faked devices is fixed when J
 import os
 import sys
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = flags
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import json

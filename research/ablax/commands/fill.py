@@ -17,11 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Fills; JSON on stdout."""
+    """Fills; JSON on stdout, the texts with their candidates on stderr."""
     from ablax.devices import ensure_accelerator
     from ablax.model import load
 
     step, extend = flags.checkpoint_step(args.step), flags.extensions(args.extend)
     ensure_accelerator(args.platform)
     model = load(args.workdir, step=step, extend=extend)
-    output.emit({"texts": args.text, "filled": model.fill(args.text)})
+    found = model.fill(args.text)
+    for filling in found:
+        output.passage("", filling.text)
+        for candidates in filling.candidates:
+            likely = ", ".join(f"{text!r} {share:.0%}" for text, share in candidates)
+            output.say(f"[MASK]: {likely}")
+    output.emit({"texts": args.text, "filled": found})

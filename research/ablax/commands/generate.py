@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Generates; JSON on stdout."""
+    """Generates; JSON on stdout, the texts on stderr."""
     from ablax.devices import ensure_accelerator
     from ablax.model import load
 
@@ -65,4 +65,7 @@ def run(args: argparse.Namespace) -> None:
         stop=args.stop,
         **sampling,
     )
+    for prompt, completions in zip(args.prompt, found, strict=True):
+        for completion in completions:
+            output.passage(prompt, completion.text)
     output.emit({"prompts": args.prompt, "completions": found})

@@ -16,6 +16,14 @@ def say(line: str) -> None:
     print(f"ablax: {line}", file=sys.stderr)
 
 
+def passage(given: str, made: str) -> None:
+    """A text on stderr: what was given, in bold, and what a model made of it."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(given, "bold") + Text(made))
+
+
 def emit(result: Any) -> None:
     """Prints a result as one JSON document on stdout; numbers that are not finite become null."""
     json.dump(plain(result), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)

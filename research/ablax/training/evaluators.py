@@ -96,11 +96,17 @@ class Evaluator:
         self.put = put
 
     def neural(
-        self, module: Any, params: Any, hyper: Mapping[str, Any], step: int
+        self,
+        module: Any,
+        params: Any,
+        hyper: Mapping[str, Any],
+        step: int,
+        last: bool = True,
     ) -> dict[str, Any]:
-        """The record of a Linen model at a step."""
-        results = self._causal if self.objective.CAUSAL else self._masked
-        return self.record(step, results(module, params, hyper))
+        """The record of a Linen model at a step; the pseudo-log-likelihood, which costs most, only at the `last`."""
+        if self.objective.CAUSAL:
+            return self.record(step, self._causal(module, params, hyper))
+        return self.record(step, self._masked(module, params, hyper, last))
 
     def fitted(self, model: Any) -> dict[str, Any]:
         """The record of an n-gram model."""
@@ -132,7 +138,9 @@ class Evaluator:
         )
         return [result]
 
-    def _masked(self, module: Any, params: Any, hyper: Any) -> list[tuple[Scores, MetricIdentity]]:
+    def _masked(
+        self, module: Any, params: Any, hyper: Any, last: bool
+    ) -> list[tuple[Scores, MetricIdentity]]:
         tokenizer, common = self.corpus.tokenizer, self._common(hyper)
         mask = tokenizer.specials.mask
         assert mask is not None, "the corpus was opened with what the objective needs"
@@ -146,7 +154,7 @@ class Evaluator:
                 **common,
             )
         ]
-        if self.config.pseudo_documents:
+        if self.config.pseudo_documents and last:
             pseudo = score_pseudo_likelihood(
                 module,
                 params,
