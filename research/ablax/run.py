@@ -115,19 +115,26 @@ class RunFolder:
           RequestError: if another process writes here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as file:
+        lock = self.path / "lock"
+        with lock.open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise RequestError(
-                    f"{self.path} is being written by another process ({holder}); wait for it or use another --workdir"
+                    f"{self.path} is being written by another process ({holder}); "
+                    "wait for it or use another --workdir"
                 ) from None
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {platform.node()}")
             file.flush()
-            yield
+            try:
+                yield
+            finally:
+                if list(self.path.iterdir()) == [lock]:  # refused before anything was written
+                    lock.unlink()
+                    self.path.rmdir()
 
     def set_aside(self) -> Path | None:
         """Moves the folder to a free name beside it and returns that name."""

@@ -1,33 +1,22 @@
 """Training a run folder: start, resume, or say that it is finished."""
 
-import contextlib
 import dataclasses
 import pathlib
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
-
-import jax
 
 from ablax import config as configuration
 from ablax.config import RequestError
 from ablax.data.corpus import Corpus, open_corpus
 from ablax.data.tokenizers import load_tokenizer
 from ablax.experiment import Experiment, resolve
-from ablax.run import Preempted, RunFolder, keep_sources, now, provenance, write_json
-from ablax.training import session
-from ablax.training.checkpoints import Checkpoints
+from ablax.run import Preempted, RunFolder, keep_sources, provenance, write_json
 from ablax.training.compilation import keep_programs
 from ablax.training.debug import overfit
-from ablax.training.evaluators import Evaluator
-from ablax.training.loop import Every, Loop
-from ablax.training.meter import Meter
-from ablax.training.records import Records
-from ablax.training.schedules import unchanged_until
-from ablax.training.writers import open_writers
+from ablax.training.descent import Descent
+from ablax.training.fitting import Fitting
 
 Path = pathlib.Path
 
@@ -94,10 +83,12 @@ def train(
         corpus = open_corpus(experiment.data, specials_of(experiment), offline=offline)
         found = overfit(experiment, corpus, say)
         return Run(folder.path, True, found["steps"], found, found["seconds"], None, 0)
-    if fresh and (moved := folder.set_aside()):
-        say(f"moved the old run to {moved}")
-    resuming = folder.exists()
-    if resuming:
+    if fresh:
+        with folder.lock():  # nobody else may be writing what is moved away
+            pass
+        if moved := folder.set_aside():
+            say(f"moved the old run to {moved}")
+    if resuming := folder.exists():
         check_same(folder, experiment, extend)
     with folder.lock():
         if resuming and (done := finished(folder, experiment)):
@@ -106,16 +97,19 @@ def train(
             )
             return done
         corpus = open_run_corpus(experiment, folder, offline, progress, say)
+        if hasattr(experiment.model, "fit"):
+            work = Fitting(experiment, corpus)
+        else:
+            work = Descent.plan(experiment, corpus)
+        work.check_growth(folder)
         begin(folder, experiment, corpus)
-        runner = fit if hasattr(experiment.model, "fit") else descend
         try:
-            return runner(experiment, folder, corpus, progress, say)
+            work.run(folder, progress, say)
         except BaseException as error:
-            folder.update(
-                status="preempted" if isinstance(error, Preempted) else "failed",
-                error=str(error)[:500],
-            )
+            status = "preempted" if isinstance(error, Preempted) else "failed"
+            folder.update(status=status, error=str(error)[:500])
             raise
+    return run_of(folder)
 
 
 def check_same(folder: RunFolder, experiment: Experiment, extend: Iterable[Any]) -> None:
@@ -206,8 +200,6 @@ def open_run_corpus(
         raise RequestError(
             f"the data of {folder.path} changed since the run was started; restore them, or start over with --fresh"
         )
-    if not exists:
-        corpus.tokenizer.save(folder.tokenizer)
     return corpus
 
 
@@ -233,6 +225,8 @@ def begin(folder: RunFolder, experiment: Experiment, corpus: Corpus) -> None:
     if folder.exists():
         old = resolve(folder.config(), extend=classes_of(experiment))
         start["changed"] = configuration.differences(old, experiment)
+    if not folder.tokenizer.is_dir():
+        corpus.tokenizer.save(folder.tokenizer)
     sources = configuration.extension_sources(experiment)
     keep_sources(folder.path, sources)
     folder.update(
@@ -246,176 +240,3 @@ def begin(folder: RunFolder, experiment: Experiment, corpus: Corpus) -> None:
         parent=status.get("parent"),
     )
     write_json(folder.path / "config.json", configuration.to_dict(experiment))
-
-
-def fit(
-    experiment: Experiment,
-    folder: RunFolder,
-    corpus: Corpus,
-    progress: bool,
-    say: Callable[[str], None],
-) -> Run:
-    """A model that is counted, not descended."""
-    began = time.perf_counter()
-    store = corpus.stores["train"]
-    model = experiment.model.fit(
-        store.tokens, store.offsets, corpus.tokenizer.vocab_size, **corpus.marks
-    )
-    seconds = time.perf_counter() - began
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    model.save(folder.checkpoints / "ngram.npz")
-    speed = len(store.tokens) / max(seconds, 1e-9)
-    say(
-        f"fitted {model.parameter_count:,} numbers to {len(store.tokens):,} tokens in {seconds:.1f} s"
-    )
-    evaluator = Evaluator(experiment.evaluation, corpus, experiment.objective, folder.evals)
-    records = Records(folder.metrics_file)
-    records.truncate(0)
-    records.write({"step": 0, "split": "train", "tokens_per_second": speed})
-    records.write(evaluator.fitted(model))
-    records.close()
-    folder.update(
-        status="finished", step=0, ended=now(), seconds=seconds, parameters=model.parameter_count
-    )
-    return run_of(folder)
-
-
-def descend(
-    experiment: Experiment,
-    folder: RunFolder,
-    corpus: Corpus,
-    progress: bool,
-    say: Callable[[str], None],
-) -> Run:
-    """A model that is trained by gradient steps, from the newest good checkpoint or from the start."""
-    began = time.perf_counter()
-    loader = session.training_loader(experiment, corpus)
-    clock = session.Clock.of(experiment.training.steps, loader)
-    program = session.build_program(experiment, corpus.tokenizer.vocab_size, clock)
-    engine = session.build_engine(experiment, program)
-    evaluator = Evaluator(experiment.evaluation, corpus, experiment.objective, folder.evals)
-    with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(
-            folder.checkpoints, experiment.checkpoint.keep, session.best_metric(experiment), say=say
-        )
-        stack.callback(checkpoints.close)
-        meter = Meter(loader.tokens_per_step)
-        state, cursor = starting_state(experiment, engine, checkpoints, say)
-        check_schedule(folder, experiment, program, clock, int(state.step))
-        if cursor:
-            meter.restore(cursor["meter"])
-        before = cursor.get("seconds", 0.0)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-        folder.update(parameters=parameters, total_steps=clock.total)
-        writers = stack.enter_context(
-            open_writers(
-                experiment.writers, folder, clock.total, cursor.get("bytes", 0), progress, say
-            )
-        )
-        seconds = lambda: before + time.perf_counter() - began  # noqa: E731
-
-        def evaluate(state: Any, step: int) -> dict[str, Any]:
-            params = program.evaluation_params(state)
-            hyper = state.hyper.get("model", {})
-            return evaluator.neural(program.module, params, hyper, step, step == clock.total)
-
-        def save(step: int, state: Any, record: Mapping[str, Any] | None, metered: Any) -> None:
-            cursor = {"bytes": writers.cursor(), "meter": metered, "seconds": seconds()}
-            scores = {k: v for k, v in (record or {}).items() if isinstance(v, float)}
-            checkpoints.save(step, state, cursor, configuration.to_dict(experiment), scores)
-            folder.update(step=step, seconds=seconds())
-
-        loop = Loop(
-            engine=engine,
-            batches=lambda step: stack.enter_context(loader.iterate(step)),
-            total=clock.total,
-            every=Every(
-                log=experiment.writers.every,
-                evaluate=clock(experiment.evaluation.every),
-                save=clock(experiment.checkpoint.every),
-            ),
-            meter=meter,
-            write=writers.write,
-            evaluate=evaluate,
-            save=save,
-            stop=stack.enter_context(signals()),
-            last_good=checkpoints.latest_step,
-        )
-        try:
-            state = loop.run(state)
-        except Preempted as reason:
-            checkpoints.wait()
-            if "Ctrl-C" not in str(reason):
-                raise
-            say(str(reason))
-            folder.update(status="interrupted", seconds=seconds())
-            return run_of(folder)
-        checkpoints.wait()
-        folder.update(status="finished", step=int(state.step), ended=now(), seconds=seconds())
-    return run_of(folder)
-
-
-def starting_state(
-    experiment: Experiment, engine: Any, checkpoints: Checkpoints, say: Callable[[str], None]
-) -> tuple[Any, dict[str, Any]]:
-    """The newest good state with its cursor, or a fresh one with an empty cursor."""
-    hyper = session.hyper_of(experiment)
-    if checkpoints.latest_step() is None:
-        return engine.init(session.root_key(experiment.seed), hyper), {}
-    state, cursor, step = checkpoints.restore(engine.template(session.root_key(0), hyper))
-    say(f"resuming at step {step}")
-    return state, cursor
-
-
-def check_schedule(
-    folder: RunFolder, experiment: Experiment, program: Any, clock: session.Clock, step: int
-) -> None:
-    """Lets a run go on to another number of steps only where its learning rates so far stay what they were.
-
-    Raises:
-      RequestError: if the schedule would have been another one, or the run is past its new end.
-    """
-    old = folder.status().get("total_steps")
-    if old is None or old == clock.total:
-        return
-    if step > clock.total:
-        raise RequestError(
-            f"{folder.path} is at step {step}, past training.steps={clock.total}; raise it"
-        )
-    before = session.Clock(old, clock.tokens_per_step, clock.steps_per_epoch)
-    hyper = session.hyper_of(experiment).get("schedule", {})
-    factors = [experiment.schedule.build(c.total, c, hyper) for c in (before, clock)]
-    if not unchanged_until(step, *factors):
-        raise RequestError(
-            f"training.steps from {old} to {clock.total} changes the learning rates of the {step} steps already done; "
-            "use schedule.kind=constant or wsd for runs that may grow, start over with --fresh, or "
-            f"branch off with `ablax fork {folder.path} --workdir=NEW`"
-        )
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[Callable[[], str | None]]:
-    """Yields a function that says why the run should stop: SIGTERM, or Ctrl-C once (twice ends it at once).
-
-    Outside the main thread no signal can be caught, and nothing asks.
-    """
-    reason: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-    old = {int(number): signal.getsignal(number) for number in numbers}
-
-    def handle(number: int, frame: Any) -> None:
-        if reason:
-            signal.signal(number, old[number])
-            signal.raise_signal(number)
-        reason.append("stopped by Ctrl-C" if number == signal.SIGINT else "stopped by SIGTERM")
-
-    for number in old:
-        signal.signal(number, handle)
-    try:
-        yield lambda: reason[0] if reason else None
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -23,7 +23,7 @@ from ablax.experiment import base, resolve
 from ablax.models.table import MODELS
 from ablax.objectives.sums import Sums
 from ablax.objectives.table import OBJECTIVES
-from ablax.training import evaluators, session, writers
+from ablax.training import descent, evaluators, session, writers
 from ablax.training.optimizers import OPTIMIZERS, build_optimizer
 from ablax.training.schedules import SCHEDULES
 from ablax.training.state import scalars
@@ -271,7 +271,7 @@ class Stage:
 
         build = session.build_engine
         monkeypatch.setattr(session, "build_engine", Engine)
-        monkeypatch.setattr(trainer, "Checkpoints", Checkpoints)
+        monkeypatch.setattr(descent, "Checkpoints", Checkpoints)
         for name in ("score_documents", "score_masked", "score_pseudo_likelihood"):
             monkeypatch.setattr(evaluators, name, score(name))
         for name in ("ConsoleWriter", "TensorBoardWriter"):

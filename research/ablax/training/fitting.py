@@ -1,0 +1,51 @@
+"""A run without steps: a model that is counted, not descended."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ablax.data.corpus import Corpus
+from ablax.run import RunFolder, now
+from ablax.training.evaluators import Evaluator
+from ablax.training.records import Records
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fitting:
+    """A run of a model that has `fit`.
+
+    Attributes:
+      experiment: resolved.
+      corpus: its data.
+    """
+
+    experiment: Any
+    corpus: Corpus
+
+    def check_growth(self, folder: RunFolder) -> None:
+        """There is nothing to go on with: counting starts over."""
+
+    def run(self, folder: RunFolder, progress: bool, say: Callable[[str], None]) -> None:
+        """Counts, saves, evaluates."""
+        experiment, corpus = self.experiment, self.corpus
+        began = time.perf_counter()
+        store = corpus.stores["train"]
+        model = experiment.model.fit(
+            store.tokens, store.offsets, corpus.tokenizer.vocab_size, **corpus.marks
+        )
+        seconds = time.perf_counter() - began
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        model.save(folder.checkpoints / "ngram.npz")
+        say(
+            f"fitted {model.parameter_count:,} numbers to {len(store.tokens):,} tokens in {seconds:.1f} s"
+        )
+        evaluator = Evaluator(experiment.evaluation, corpus, experiment.objective, folder.evals)
+        records = Records(folder.metrics_file)
+        records.truncate(0)
+        speed = len(store.tokens) / max(seconds, 1e-9)
+        records.write({"step": 0, "split": "train", "tokens_per_second": speed})
+        records.write(evaluator.fitted(model))
+        records.close()
+        ended = {"ended": now(), "seconds": seconds, "parameters": model.parameter_count}
+        folder.update(status="finished", step=0, **ended)
