@@ -51,7 +51,7 @@ class Ours:
     def __init__(self, setting: Setting, folder: Path, stack: contextlib.ExitStack):
         text = folder / "text.txt"
         letters, draw = setting.alphabet(), random.Random(0)
-        length = max(200_000, 4 * setting.vocab, 40 * setting.batch * setting.length)
+        length = max(1_000_000, 40 * setting.batch * setting.length)
         text.write_text(letters + "".join(draw.choices(letters, k=length)), encoding="utf-8")
         self.experiment = experiment_of(setting, text)
         corpus = open_corpus(self.experiment.data, (), cache=folder / "cache")
@@ -92,7 +92,7 @@ class Ours:
             total=int(self.state.step) + count,
             every=Every(log=self.experiment.writers.every, evaluate=0, save=0),
             meter=Meter(self.loader.tokens_per_step),
-            write=self.writers.write,
+            write=lambda record: record["split"] == "train" and self.writers.write(record),
             evaluate=lambda _, step: {"step": step, "split": "validation"},
             save=lambda *_: None,
             stop=lambda: None,

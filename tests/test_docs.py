@@ -1,0 +1,142 @@
+"""What the pages promise is true: links lead somewhere, snippets run, every README command runs."""
+
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from ablax.experiment import read_experiment, resolve
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = ("README.md", "WORKSPACE.md", "CONTRIBUTING.md", "docs/LOG.md")
+SMALL = [
+    "--config.training.steps=4",
+    "--config.training.batch_size=2",
+    "--config.data.sequence_length=16",
+    "--config.data.tokenizer=byte",
+    "--config.data.split.validation=0.5",
+    "--config.model.num_layers=1",
+    "--config.model.width=16",
+    "--config.schedule.warmup=1",
+]
+
+
+def block(containing: str) -> str:
+    """The fenced block of the README that contains a text."""
+    fenced = README.split("```")[1::2]
+    return next(text.partition("\n")[2] for text in fenced if containing in text)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_places_in_the_map_exist():
+    text = (ROOT / "WORKSPACE.md").read_text()
+    for place in re.findall(r"`((?:research|experiments|scripts|tests|docs)/[^`]*)`", text):
+        assert (ROOT / place).exists(), place
+    for file in re.findall(
+        r"`((?:config|data|models|objectives|training|sweeps|evaluation)/\w+\.py)", text
+    ):
+        assert (ROOT / "research" / "ablax" / file).exists(), file
+
+
+def experiment_page(folder: pathlib.Path) -> pathlib.Path:
+    """The README's experiment, with a corpus beside it."""
+    (folder / "corpus").mkdir()
+    for number in range(8):
+        (folder / "corpus" / f"{number}.txt").write_text(
+            f"Document {number}. " + "All work and no play. " * 40
+        )
+    page = folder / "page.py"
+    page.write_text(block("def get_sweep"))
+    return page
+
+
+def test_the_experiment_of_the_readme_resolves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = read_experiment(str(experiment_page(tmp_path)))
+    arms = page.get_sweep()
+    assert len(arms) == 9
+    for overrides in arms:
+        resolve(page.get_config(), overrides)
+
+
+def run(command: list[str], cwd: pathlib.Path) -> None:
+    """Runs an `ablax` command as a user would, from the environment of this interpreter."""
+    assert command[0] == "ablax"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "research"), "COLUMNS": "120"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ablax.cli", *command[1:]],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr[-2000:]}"
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+def test_the_commands_of_the_readme_run(tmp_path):
+    commands = re.search(r"<!-- commands:begin -->\n```\n(.*?)```", README, re.DOTALL)
+    assert commands is not None
+    for line in commands[1].splitlines():
+        run(shlex.split(line), tmp_path)
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+def test_the_day_of_the_readme_runs(tmp_path):
+    page = experiment_page(tmp_path)
+    for line in block("ablax sweep   --config=FILE").splitlines():
+        command = [part.replace("FILE", page.name) for part in shlex.split(line, comments=True)]
+        if any(part.startswith("--config") for part in command):
+            command += [
+                o for o in SMALL if not any(o.split("=")[0] + "=" in part for part in command)
+            ]
+        run([*command, "--once"] if command[1] == "watch" else command, tmp_path)
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(900)
+def test_quickstart_in_a_fresh_clone(tmp_path):
+    """The real thing: a new environment, the whole ladder, then a second call that finds it done."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"],
+        capture_output=True,
+        check=True,
+    )
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            target = tmp_path / "clone" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+            target.chmod((ROOT / name).stat().st_mode)
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "XLA_FLAGS")
+    }
+    environment |= {"ABLAX_CACHE": str(tmp_path / "cache")}
+    for expected in ("decoder", "already finished"):
+        done = subprocess.run(
+            ["./scripts/quickstart", "--accelerator=cpu"],
+            cwd=tmp_path / "clone",
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert expected in done.stderr
+    picture = tmp_path / "clone" / "runs" / "quickstart" / "curves.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
