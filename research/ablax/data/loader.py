@@ -1,6 +1,6 @@
 """The loader: the batch of a step as a pure function of (layout, seed, step), on grain."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +28,7 @@ class Loader:
       global_batch_size: B, rows per step in all processes together.
       seed: of the order of the rows and of the transform's generators, in [0, 2^32).
       transform: `transform(row, rng)` makes a row of the batch; its generator depends on
-        (seed, s B + b) alone. Without a transform a batch holds the layout's rows.
+        (seed, s B + b) alone and is good for the call only. Without a transform a batch holds the layout's rows.
       process_index, process_count: this process and how many there are.
       shuffle: None leaves it to the layout; streams cannot be shuffled.
       limits: more names of integer arrays and the bound that their values must stay under, as
@@ -68,15 +68,18 @@ class Loader:
         }
         self._limits |= {"segment_ids": layout.segment_limit, **(limits or {})}
         self._prefetch = prefetch
-        rows = grain.MapDataset.range(len(layout)).seed(seed)
+        self._seed, self._transform = seed, transform
+        order = grain.MapDataset.range(len(layout)).seed(seed)
         if layout.shuffled if shuffle is None else shuffle:
-            rows = rows.shuffle()
-        rows = rows.repeat().map_with_index(self._row)
-        if transform is not None:
-            rows = rows.random_map(transform)
+            order = order.shuffle()
         local_batch_size = global_batch_size // process_count
-        rows = _ProcessRows(rows, local_batch_size, process_index, process_count)
-        self._batches = rows.batch(local_batch_size, batch_fn=self._batch)
+        self._batches = _Batches(
+            order.repeat(),
+            self._batch,
+            process_index * local_batch_size,
+            local_batch_size,
+            global_batch_size,
+        )
 
     @property
     def steps_per_epoch(self) -> float:
@@ -106,16 +109,28 @@ class Loader:
         )
         return BatchIterator(iter(self._batches.to_iter_dataset(options)), start_step)
 
-    def _row(self, position: int, row: int) -> Row:
-        # `range` forgets the epoch, which the layout wants to know.
-        return self.layout[position // self.rows_per_epoch * self.rows_per_epoch + row]
-
-    def _batch(self, rows: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+    def _batch(self, positions: Sequence[int], numbers: Sequence[int]) -> Batch:
+        rows = list(self._rows(positions, numbers))
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         for name, limit in self._limits.items():
             if name in batch:
                 _check_range(name, batch[name], limit)
         return batch
+
+    def _rows(
+        self, positions: Sequence[int], numbers: Sequence[int]
+    ) -> Iterator[Mapping[str, np.ndarray]]:
+        # Setting a generator's counter costs a tenth of making one for each row.
+        generator = np.random.Generator(np.random.Philox(key=self._seed))
+        state: Any = generator.bit_generator.state
+        for position, number in zip(positions, numbers, strict=True):
+            # The row's number forgets the epoch, which the layout wants to know.
+            row = self.layout[position // self.rows_per_epoch * self.rows_per_epoch + number]
+            if self._transform is not None:
+                state["state"]["counter"][3] = position
+                generator.bit_generator.state = state
+                row = self._transform(row, generator)
+            yield row
 
 
 class BatchIterator:
@@ -148,29 +163,35 @@ class BatchIterator:
         self.close()
 
 
-class _ProcessRows(grain.MapDataset):
-    """The rows of one process: of each B rows, the contiguous part that is its own."""
+class _Batches(grain.MapDataset):
+    """The batches of one process: of each B rows, the contiguous part that is its own.
+
+    One stage from row numbers to a batch: grain's bookkeeping costs as much per stage and row as a
+    short row itself, on the cores that compute the step.
+    """
 
     def __init__(
         self,
-        parent: grain.MapDataset,
+        order: grain.MapDataset,
+        make: Callable[[Sequence[int], Sequence[int]], Batch],
+        first: int,
         local_batch_size: int,
-        process_index: int,
-        process_count: int,
+        global_batch_size: int,
     ):
-        super().__init__(parent)
-        self._local = local_batch_size
-        self._first = process_index * local_batch_size
-        self._global = process_count * local_batch_size
+        super().__init__(order)
+        self._make, self._first = make, first
+        self._local, self._global = local_batch_size, global_batch_size
 
     def __len__(self) -> int:
-        return len(self._parent) // self._global * self._local
+        return len(self._parent) // self._global
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return self.slice(index)
-        step, row = divmod(index, self._local)
-        return self._parent[step * self._global + self._first + row]
+        first = index * self._global + self._first
+        positions = range(first, first + self._local)
+        order: Any = self._parent
+        return self._make(positions, [order[position] for position in positions])
 
 
 def _check(

@@ -103,7 +103,8 @@ class MeshEngine:
 
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
         """One training step; the given state's buffers are reused."""
-        return self._step(state, self.place(batch))
+        # On one device the call itself places the arrays, for a fraction of what `place` costs on the host.
+        return self._step(state, dict(batch) if self.mesh.size == 1 else self.place(batch))
 
 
 class PmapEngine:
