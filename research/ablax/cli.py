@@ -131,7 +131,7 @@ def run_command(name: str, argv: Sequence[str], own_process: bool = False) -> in
 def failure(error: BaseException) -> int:
     """Says on stderr what went wrong and returns the exit code that it means."""
     from ablax.config import RequestError
-    from ablax.run import Preempted
+    from ablax.run import Preempted, RunFailed
 
     if isinstance(error, (RequestError, Usage)):
         say(" ".join(str(error).split("\n")))
@@ -139,6 +139,9 @@ def failure(error: BaseException) -> int:
     if isinstance(error, Preempted):
         say(str(error))
         return PREEMPTED
+    if isinstance(error, RunFailed):
+        say(str(error))
+        return FAILED
     if isinstance(error, KeyboardInterrupt):
         say("interrupted")
         return INTERRUPTED

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ from ablax.run import RunFolder
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.compilation import keep_programs
 from ablax.training.session import Clock, abstract_state, best_metric, build_program
-from ablax.training.state import scalars
+from ablax.training.state import scalars, without_hyper
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -186,7 +187,7 @@ def load(
     step: int | str = "best",
     *,
     extend: Iterable[Any] = (),
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = None,
 ) -> Model:
     """Loads a run's model.
 
@@ -194,12 +195,13 @@ def load(
       workdir: its folder.
       step: `best` (by the run's checkpoint metric), `last`, or a step that was kept.
       extend: config classes from outside that the run uses, or `module:Name` texts; nothing else is imported.
-      say: takes a line about damaged checkpoints.
+      say: takes a line about damaged checkpoints; stderr when None.
 
     Raises:
       RequestError: if there is no such run or step, or it needs a class that the caller did not name.
     """
     keep_programs()
+    say = say or (lambda text: print(text, file=sys.stderr))
     folder = RunFolder(workdir).require()
     experiment = resolve(folder.config(), extend=extend, imports=False)
     tokenizer = load_tokenizer(folder.tokenizer)
@@ -207,13 +209,12 @@ def load(
         module = Ngram.load(folder.checkpoints / "ngram.npz")
         return Model(experiment, module, {}, tokenizer, 0, {})
     program = build_program(experiment, tokenizer.vocab_size, LOADED)
-    checkpoints = Checkpoints(
-        folder.checkpoints, best_metric=best_metric(experiment), writer=False, say=say
-    )
-    if step == "best" and checkpoints.best_step() is None:
-        step = "last"
-    wanted: Any = None if step == "last" else step
-    state, _, found = checkpoints.restore(abstract_state(program, experiment), wanted)
+    template, best = without_hyper(abstract_state(program, experiment)), best_metric(experiment)
+    with Checkpoints(folder.checkpoints, best_metric=best, writer=False, say=say) as checkpoints:
+        if step == "best" and checkpoints.best_step() is None:
+            step = "last"
+        wanted: Any = None if step == "last" else step
+        state, _, found = checkpoints.restore(template, wanted)
     params = program.evaluation_params(state)
     return Model(
         experiment, program.module, params, tokenizer, found, scalars(traced(experiment.model))

@@ -31,6 +31,10 @@ Path = pathlib.Path
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
+class RunFailed(Exception):
+    """The run failed for a reason that its one line tells completely: exit code 1, no traceback."""
+
+
 class Preempted(Exception):
     """The run was asked to stop, has saved, and can be started again: exit code 75."""
 

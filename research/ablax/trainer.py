@@ -16,6 +16,7 @@ from ablax.run import Preempted, RunFolder, keep_sources, provenance, write_json
 from ablax.training.compilation import keep_programs
 from ablax.training.debug import overfit
 from ablax.training.descent import Descent
+from ablax.training.evaluators import check_split
 from ablax.training.fitting import Fitting
 
 Path = pathlib.Path
@@ -72,7 +73,7 @@ def train(
 
     Raises:
       RequestError: for mistakes, or if the folder holds another experiment.
-      NonFinite: if the loss becomes NaN or infinite.
+      RunFailed: if the loss becomes NaN or infinite, if a checkpoint cannot be saved, or by `debug`.
       Preempted: after SIGTERM; the run was saved.
     """
     experiment = resolve(config, extend=extend)
@@ -101,6 +102,7 @@ def train(
             work = Fitting(experiment, corpus)
         else:
             work = Descent.plan(experiment, corpus)
+        check_split(corpus, experiment.evaluation.split)
         work.check_growth(folder)
         begin(folder, experiment, corpus)
         try:

@@ -189,5 +189,5 @@ def test_edges(score):
     assert scores.tokens.tolist() == [1, 1]  # <eos> after <bos>
     with pytest.raises(RequestError, match="stride=9"):
         score(stride=9)
-    with pytest.raises(RequestError, match="context_length=65 exceeds the model's 64"):
+    with pytest.raises(RequestError, match="context of 65 tokens exceeds the model's 64"):
         score(context_length=65)

@@ -217,7 +217,8 @@ def test_wandb_offline(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
             writers.write(record(5))
             kept = json.loads((folder.path / "wandb.json").read_text())
             rows.append(kept["reserved"])
-            ids = {p.name.split("-")[-1] for p in (folder.path / "wandb").glob("offline-run-*")}
+            # offline-run-TIME-ID, and a number when a second run starts within the same second
+            ids = {p.name.split("-")[3] for p in (folder.path / "wandb").glob("offline-run-*")}
             assert ids == {kept["id"]}
     assert rows == [10_000, 20_000]
     files = [Path(d, name) for d, _, names in os.walk(folder.path) for name in names]

@@ -112,8 +112,8 @@ def check_context(module: nn.Module, context_length: int) -> None:
     limit = position_limit(module)
     if limit is not None and context_length > limit:
         raise RequestError(
-            f"context_length={context_length} exceeds the model's {limit} learned positions; "
-            f"evaluate with at most {limit}, in windows with a stride if you like"
+            f"a context of {context_length} tokens exceeds the model's {limit} learned positions; "
+            f"set evaluation.context to at most {limit}, with evaluation.stride if you like"
         )
 
 

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from ablax.config import RequestError
+from ablax.run import RunFailed
 from ablax.training.manifest import Damaged, check_fits, describe, leaves_of, seal_of
 
 DAMAGED = "damaged"
@@ -26,7 +27,7 @@ STEP_FOLDERS = ocp.path.step.standard_name_format()
 MACHINE_ERRORS = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
 
 
-class SaveError(OSError):
+class SaveError(RunFailed):
     """A checkpoint did not become durable; earlier ones are untouched and a later save may succeed.
 
     Attributes:

@@ -7,13 +7,14 @@ from typing import Any
 import jax
 
 from ablax.data.corpus import Corpus
+from ablax.run import RunFailed
 from ablax.training import session
 
 STEPS = 200
 SHARE = 0.5
 
 
-class NotOverfit(RuntimeError):
+class NotOverfit(RunFailed):
     """The model did not learn one batch by heart."""
 
 

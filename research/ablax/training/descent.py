@@ -12,15 +12,16 @@ from ablax import config as configuration
 from ablax.config import RequestError
 from ablax.data.corpus import Corpus
 from ablax.data.loader import Loader
+from ablax.evaluation.scoring import check_context
 from ablax.run import Preempted, RunFolder, now
 from ablax.training import session
-from ablax.training.checkpoints import Checkpoints
+from ablax.training.checkpoints import Checkpoints, SaveError
 from ablax.training.evaluators import Evaluator
 from ablax.training.loop import Every, Loop
 from ablax.training.meter import Meter
 from ablax.training.schedules import unchanged_until
 from ablax.training.signals import signals
-from ablax.training.state import TrainState
+from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import Program
 from ablax.training.writers import open_writers
 
@@ -57,6 +58,9 @@ class Descent:
         loader = session.training_loader(experiment, corpus)
         clock = session.Clock.of(experiment.training.steps, loader)
         program = session.build_program(experiment, corpus.tokenizer.vocab_size, clock)
+        check_context(
+            program.module, experiment.evaluation.context or experiment.data.sequence_length
+        )
         engine = session.build_engine(experiment, program)
         return cls(experiment, corpus, loader, clock, program, engine)
 
@@ -142,8 +146,14 @@ class Descent:
         def save(step: int, state: TrainState, record: Any, metered: Mapping[str, Any]) -> None:
             cursor = {"bytes": writers.cursor(), "meter": metered, "seconds": watch.seconds()}
             scores = {k: v for k, v in (record or {}).items() if isinstance(v, float)}
-            checkpoints.save(step, state, cursor, configuration.to_dict(experiment), scores)
+            kept = without_hyper(state)
+            checkpoints.save(step, kept, cursor, configuration.to_dict(experiment), scores)
             folder.update(step=step, seconds=watch.seconds())
+
+        def last_good() -> int | None:
+            with contextlib.suppress(SaveError):
+                checkpoints.wait()
+            return checkpoints.latest_step()
 
         return Loop(
             engine=self.engine,
@@ -159,7 +169,7 @@ class Descent:
             evaluate=evaluate,
             save=save,
             stop=stack.enter_context(signals()),
-            last_good=checkpoints.latest_step,
+            last_good=last_good,
         )
 
     def starting_state(
@@ -170,9 +180,12 @@ class Descent:
         if checkpoints.latest_step() is None:
             return self.engine.init(session.root_key(self.experiment.seed), hyper), {}
         template = self.engine.template(session.root_key(0), hyper)
-        state, cursor, step = checkpoints.restore(template)
+        state, cursor, step = checkpoints.restore(without_hyper(template))
         say(f"resuming at step {step}")
-        return state, cursor
+        placed = jax.tree.map(
+            lambda x, like: jax.device_put(x, like.sharding), hyper, template.hyper
+        )
+        return dataclasses.replace(state, hyper=placed), cursor
 
 
 class Stopwatch:

@@ -50,14 +50,19 @@ class EvaluationConfig:
             raise RequestError(f"pseudo_documents={self.pseudo_documents} must be 0 or more")
 
 
+def check_split(corpus: Corpus, split: str) -> None:
+    """Raises RequestError if there is no such split."""
+    if split not in corpus.stores:
+        raise RequestError(f"there is no split {split!r}; there are: {', '.join(corpus.stores)}")
+
+
 def sample(corpus: Corpus, split: str, count: int | None) -> tuple[Documents, tuple[str, ...]]:
     """A split's documents, or a fixed sample of them (the same for every model and seed), and their names.
 
     Raises:
       RequestError: if there is no such split.
     """
-    if split not in corpus.stores:
-        raise RequestError(f"there is no split {split!r}; there are: {', '.join(corpus.stores)}")
+    check_split(corpus, split)
     store, source = corpus.stores[split], corpus.sources[split]
     chosen = np.arange(len(store))
     if count is not None and count < len(store):

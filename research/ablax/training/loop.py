@@ -9,7 +9,7 @@ import jax
 
 from ablax.config import Duration, RequestError, knob
 from ablax.run import Preempted
-from ablax.training.meter import Meter, NonFinite
+from ablax.training.meter import Meter, NonFinite, finite
 from ablax.training.state import TrainState
 from ablax.training.step import StepConfig
 
@@ -86,14 +86,14 @@ class Loop:
                 clock = self.settle(*pending, clock)
             pending = (done, metrics)
             reason = self.stop()
-            evaluating, saving = (
-                self.due(self.every.evaluate, done),
-                self.due(self.every.save, done),
-            )
+            evaluating = self.due(self.every.evaluate, done)
+            saving = self.due(self.every.save, done)
             if not (evaluating or saving or reason):
                 continue
             clock = self.settle(*pending, clock)
             pending, record = None, None
+            if not finite(state.params):
+                raise self.not_finite("a parameter is not finite", done)
             if evaluating:
                 record = self.evaluate(state, done)
                 self.write(record)
@@ -117,15 +117,16 @@ class Loop:
         try:
             self.meter.add(metrics, now - clock)
         except NonFinite as error:
-            good = self.last_good()
-            way_out = (
-                f"the last good checkpoint is step {good}"
-                if good
-                else "no checkpoint was saved before"
-            )
-            raise NonFinite(
-                f"{error} at step {done}; {way_out}; lower optimizer.learning_rate or set training.clip_norm"
-            ) from None
+            raise self.not_finite(str(error), done) from None
         if self.due(self.every.log, done):
             self.write(self.meter.take(done))
         return now
+
+    def not_finite(self, what: str, done: int) -> NonFinite:
+        """The error that names the step, the last good checkpoint and what to do."""
+        good = self.last_good()
+        where = (
+            f"the last good checkpoint is step {good}" if good else "no checkpoint was saved before"
+        )
+        remedy = "lower optimizer.learning_rate or set training.clip_norm"
+        return NonFinite(f"{what} at step {done}; {where}; {remedy}")

@@ -4,11 +4,25 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from ablax.objectives.sums import Sums
+from ablax.run import RunFailed
 
 
-class NonFinite(RuntimeError):
-    """A loss or a gradient became NaN or infinite."""
+class NonFinite(RunFailed):
+    """A loss, a gradient or a parameter became NaN or infinite."""
+
+
+def finite(params: Any) -> bool:
+    """Whether every parameter is a number: an optimizer can overflow where loss and gradient did not."""
+    return bool(_finite(params))
+
+
+@jax.jit
+def _finite(params: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
 
 
 class Meter:

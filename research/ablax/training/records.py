@@ -70,3 +70,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
+
+
+def scalars(record: Record) -> dict[str, float]:
+    """`split/name` -> number, for every number in the record but the step."""
+    values = {
+        name: value.item() if hasattr(value, "item") else value for name, value in record.items()
+    }
+    return {
+        f"{record['split']}/{name}": value
+        for name, value in values.items()
+        if name != "step" and isinstance(value, (int, float))
+    }

@@ -1,5 +1,6 @@
 """The state of a run: one tree, the same in every engine, and all that a resume needs."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -30,6 +31,11 @@ class TrainState:
     carry: Any
     hyper: Any
     rng: UInt32[Array, "2"]
+
+
+def without_hyper(state: TrainState) -> TrainState:
+    """What a checkpoint holds: traced knobs come from the configuration, so that a fork may change them."""
+    return dataclasses.replace(state, hyper=())
 
 
 def key_of(state: TrainState) -> jax.Array:

@@ -147,7 +147,8 @@ class Program:
             return jax.tree.map(jnp.add, sums, tuple(out)), after
 
         micro = (jnp.arange(parts), split_rows(state.carry, parts), split_rows(batch, parts))
-        shapes = jax.eval_shape(lambda m: one(m[1], m[2], key_of(state))[:3], first(micro))
+        _, carry, rows = jax.tree.map(lambda x: x[0], micro)
+        shapes = jax.eval_shape(one, carry, rows, key_of(state))[:3]
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         sums, after = jax.lax.scan(body, zeros, micro)
         return *sums, join_rows(after)
@@ -207,8 +208,3 @@ def split_rows(tree: Any, parts: int) -> Any:
 def join_rows(tree: Any) -> Any:
     """The inverse of `split_rows`."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
-
-
-def first(tree: Any) -> Any:
-    """The first element along the leading axis of every leaf."""
-    return jax.tree.map(lambda x: x[0], tree)

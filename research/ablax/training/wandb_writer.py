@@ -7,8 +7,7 @@ import secrets
 
 from ablax.config import RequestError
 from ablax.run import RunFolder, write_json
-from ablax.training.records import Record
-from ablax.training.writers import scalars
+from ablax.training.records import Record, scalars
 
 RESERVED = 10_000
 

@@ -8,7 +8,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ablax.config import RequestError, knob
 from ablax.run import RunFolder
 from ablax.training.records import Record, Records, plain
+from ablax.training.tensorboard_writer import TensorBoardWriter
 
 Say = Callable[[str], None]
 FIRST = ("loss", "nats_per_token", "bits_per_byte")
@@ -256,40 +256,3 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-class TensorBoardWriter:
-    """TensorBoard scalars `split/name`; after a resume TensorBoard hides what came after the
-    checkpoint.
-
-    Args:
-      folder: of the event files; each start adds one.
-      done: updates done when the run starts or resumes.
-    """
-
-    def __init__(self, folder: Path, done: int):
-        from tensorboardX import SummaryWriter
-
-        purge = done + 1 if folder.exists() else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
-
-    def write(self, record: Record) -> None:
-        """Adds the record's scalars."""
-        for name, value in scalars(record).items():
-            self._writer.add_scalar(name, value, record["step"])
-
-    def close(self) -> None:
-        """Flushes the file."""
-        self._writer.close()
-
-
-def scalars(record: Record) -> dict[str, float]:
-    """`split/name` -> number, for every number in the record but the step."""
-    values = {
-        name: value.item() if hasattr(value, "item") else value for name, value in record.items()
-    }
-    return {
-        f"{record['split']}/{name}": value
-        for name, value in values.items()
-        if name != "step" and isinstance(value, (int, float))
-    }

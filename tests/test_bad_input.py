@@ -1,0 +1,306 @@
+"""Wrong requests: one line on stderr that says what, where and how to fix it, exit code 2, and nothing half-written."""
+
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import shutil
+
+import pytest
+
+from ablax import cli
+from ablax.training.checkpoints import Checkpoints, SaveError
+
+PAGE = '''"""A page for the tests."""
+
+from ablax.experiment import base
+
+
+def get_config(family="decoder"):
+    kinds = {"encoder": {"model": "encoder", "objective": "masked"}, "ngram": {"model": "ngram"}}
+    kinds = kinds[family] if family in kinds else {}
+    config = base(tokenizer="byte", schedule="constant", source="text:" + GLOB, **kinds)
+    config.data.source.document = "line"
+    config.data.split.validation = 0.2
+    config.data.sequence_length = 16
+    if family != "ngram":
+        config.model.num_layers = 1
+        config.model.width = 16
+        config.model.num_heads = 2
+        config.model.positions = "learned"
+    config.training.steps = 2
+    config.training.batch_size = 4
+    config.evaluation.documents = 2
+    config.evaluation.every = 0
+    config.evaluation.pseudo_documents = 0
+    config.checkpoint.every = 1
+    config.writers.tensorboard = False
+    return config
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A page, good text and bad text."""
+    folder = tmp_path_factory.mktemp("bad")
+    lines = [f"the {number}th line says {'abc' * (number % 5)}" for number in range(60)]
+    (folder / "text.txt").write_text("\n".join(lines))
+    (folder / "page.py").write_text(PAGE.replace("GLOB", repr(str(folder / "text.txt"))))
+    (folder / "empty.txt").write_text("")
+    (folder / "binary.txt").write_bytes(b"text\0more")
+    (folder / "latin.txt").write_bytes(("\n".join(lines) + "\n").encode() + b"caf\xe9\n")
+    (folder / "held.txt").write_text(lines[3])
+    (folder / "elsewhere").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(folder):
+    """Finished runs, by family; nobody may write in them."""
+    for family in ("decoder", "encoder"):
+        arguments = [f"--config={folder / 'page.py'}:{family}", f"--workdir={folder / family}"]
+        assert cli.main(["train", *arguments, "--platform=cpu"]) == 0
+    return folder
+
+
+@pytest.fixture
+def copy(runs, tmp_path):
+    """A copy of the decoder's run to write in."""
+    return pathlib.Path(shutil.copytree(runs / "decoder", tmp_path / "copy"))
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must be refused and returns its one line; progress may stand above it."""
+
+    def run(*arguments, code=cli.REFUSED):
+        found = cli.main([*map(str, arguments), "--platform=cpu"])
+        captured = capsys.readouterr()
+        assert found == code, captured.err
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        *above, line = captured.err.strip().splitlines()
+        assert all(said.startswith("tokenising ") for said in above), captured.err
+        assert line.startswith("ablax: ")
+        return line
+
+    return run
+
+
+def files(folder):
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "lock"
+    }
+
+
+CONFIGURATIONS = {
+    "unknown knob": (
+        ["model.widht=8"],
+        "unknown knob 'model.widht' (kind 'decoder'); did you mean 'width'?",
+    ),
+    "knob of another kind": (["model.order=3"], "unknown knob 'model.order' (kind 'decoder')"),
+    "unknown kind": (["model=decodre"], "unknown kind 'decodre'; did you mean 'decoder'?"),
+    "unknown preset": (["model=decoder:huge"], "has no preset 'huge'"),
+    "wrong type": (["model.width=wide"], "model.width"),
+    "wrong choice": (["data.layout=rows"], "data.layout"),
+    "no duration": (["training.steps=soon"], "'soon' is not a duration"),
+    "heads that do not divide": (["model.num_heads=3"], "num_heads"),
+    "batch and micro-batches": (
+        ["training.accumulation=3"],
+        "training.batch_size=4 does not divide",
+    ),
+    "more devices than there are": (["parallel.data=4096"], "parallel.data=4096 but there are"),
+    "masked objective, decoder": (["objective=masked"], "set objective.kind=causal"),
+    "streams, decoder": (["data.layout=streams"], "data.layout=streams needs a recurrent model"),
+    "context beyond positions": (["evaluation.context=64"], "evaluation.context to at most 16"),
+    "missing corpus": (["data.source=text:{folder}/none*.txt"], "no file matches"),
+    "empty corpus": (["data.source=text:{folder}/empty.txt"], "no documents in 1 files"),
+    "binary file": (
+        ["data.source=text:{folder}/binary.txt"],
+        "binary.txt: binary file (NUL at byte 4)",
+    ),
+    "invalid UTF-8": (["data.source=text:{folder}/latin.txt"], "latin.txt: invalid UTF-8 at byte"),
+    "unknown dataset": (["data.source=tfds:no_such_dataset_at_all"], "no_such_dataset_at_all"),
+    "dataset not prepared": (["data.source=tfds:wiki40b/en", "offline"], "wiki40b"),
+    "shared documents": (
+        [
+            "data.split.rule=given",
+            "data.source.validation_glob={folder}/held.txt",
+        ],
+        "1 documents of train are also in validation",
+    ),
+    "empty split": (["data.split.validation=0"], "validation split is empty"),
+    "unknown split": (["evaluation.split=held_out"], "there is no split 'held_out'"),
+    "split that was not made": (["evaluation.split=test"], "there is no split 'test'"),
+    "corpus shorter than a batch": (
+        ["data.source=text:{folder}/held.txt", "data.split.rule=tail", "training.batch_size=64"],
+        "lower training.batch_size or data.sequence_length",
+    ),
+    "no mask token": (
+        ["model=encoder", "objective=masked", "data.tokenizer=file:{folder}/none.json"],
+        "none.json",
+    ),
+    "schedule longer than the run": (["schedule.warmup=50"], "warmup"),
+}
+
+
+@pytest.mark.parametrize("case", list(CONFIGURATIONS))
+def test_wrong_configurations(folder, refused, tmp_path, case):
+    """Catches: a default taken instead, a traceback, a run folder that is left behind."""
+    changes, words = CONFIGURATIONS[case]
+    flags = [f"--config.{c.format(folder=folder)}" for c in changes if c != "offline"]
+    flags += ["--offline"] if "offline" in changes else []
+    workdir = tmp_path / "run"
+    said = refused("train", f"--config={folder / 'page.py'}", f"--workdir={workdir}", *flags)
+    assert words in said
+    assert not workdir.exists()
+
+
+def test_invalid_text_is_skipped_and_counted_on_request(folder, capsys):
+    arguments = ["--config.data.source.on_error=skip"]
+    source = f"--config.data.source.glob={folder / 'latin.txt'}"
+    assert cli.main(["prepare", f"--config={folder / 'page.py'}", source, *arguments]) == 0
+    splits = json.loads(capsys.readouterr().out)["splits"]
+    assert splits["train"]["skipped"] == 1
+    assert splits["train"]["documents"] + splits["validation"]["documents"] == 60
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["generate", "decoder", "--prompt=" + "word " * 9], "16"),
+        (["generate", "encoder", "--prompt=the"], "a EncoderConfig cannot generate; it can fill"),
+        (["generate", "decoder", "--prompt=the", "--temperature=-1"], "temperature"),
+        (["fill", "decoder", "--text=the [MASK]"], "a DecoderConfig cannot fill masks"),
+        (["fill", "encoder", "--text=nothing hidden"], "[MASK]"),
+        (
+            ["evaluate", "decoder", "--split=test"],
+            "there is no split 'test'; there are: train, validation",
+        ),
+        (["evaluate", "decoder", "--step=9"], "no checkpoint of step 9"),
+        (["evaluate", "decoder", "--step=newest"], "--step=newest must be best, last or"),
+        (["evaluate", "decoder", "--config.evaluation.context=64"], "64"),
+        (["evaluate", "decoder", "--config.model.width=8"], "only evaluation.* can"),
+        (["evaluate", "elsewhere"], "holds no run"),
+    ],
+)
+def test_wrong_uses_of_a_run(runs, refused, command, words):
+    name, run, *rest = command
+    before = files(runs / run)
+    assert words in refused(name, f"--workdir={runs / run}", *rest)
+    assert files(runs / run) == before
+
+
+def foreign(copy):
+    """Another tokenizer in the run's folder."""
+    from ablax.data.tokenizers import TOKENIZERS, build_tokenizer
+
+    shutil.rmtree(copy / "tokenizer")
+    build_tokenizer(TOKENIZERS["character"](), ["a few letters"], ("bos", "eos")).save(
+        copy / "tokenizer"
+    )
+
+
+def tampered(copy):
+    file = next(p for p in (copy / "tokenizer").iterdir() if p.suffix == ".json")
+    file.write_text(file.read_text().replace(":", ";", 1))
+
+
+def lost(copy):
+    shutil.rmtree(copy / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("command", "harm"),
+    [
+        *itertools.product(["generate", "evaluate", "train"], [foreign, tampered]),
+        *itertools.product(["generate", "evaluate"], [lost]),  # train makes the same one again
+    ],
+)
+def test_a_tokenizer_that_is_not_the_runs(folder, copy, refused, command, harm):
+    """Catches: ids of another vocabulary fed to the model."""
+    harm(copy)
+    before = files(copy)
+    rest = {
+        "generate": ["--prompt=the"],
+        "evaluate": [],
+        "train": [f"--config={folder / 'page.py'}", "--config.training.steps=4"],
+    }[command]
+    assert "tokenizer" in refused(command, f"--workdir={copy}", *rest)
+    assert files(copy) == before
+
+
+def test_another_tokenizer_for_the_same_run(folder, copy, refused):
+    page = f"--config={folder / 'page.py'}"
+    said = refused("train", page, f"--workdir={copy}", "--config.data.tokenizer=character")
+    assert "data.tokenizer.kind: 'byte' -> 'character'" in said
+
+
+def test_data_that_changed_under_a_run(folder, copy, refused, tmp_path):
+    """Catches: a run that goes on with other text as if nothing had happened."""
+    other = tmp_path / "text.txt"
+    config = json.loads((copy / "config.json").read_text())
+    other.write_text((folder / "text.txt").read_text() + "\none more")
+    config["data"]["source"]["glob"] = str(other)
+    (copy / "config.json").write_text(json.dumps(config))
+    flags = [f"--config.data.source.glob={other}", "--config.training.steps=4"]
+    said = refused("train", f"--config={folder / 'page.py'}", f"--workdir={copy}", *flags)
+    assert "the data of" in said
+    assert "changed since the run was started" in said
+
+
+def cut(copy, step):
+    state = copy / "checkpoints" / str(step) / "state"
+    file = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def test_a_truncated_checkpoint_falls_back_to_a_good_one(copy, capsys):
+    cut(copy, 2)
+    assert cli.main(["evaluate", f"--workdir={copy}", "--step=last", "--platform=cpu"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["step"] == 1
+    assert "checkpoint 2 in" in captured.err
+    assert "is damaged" in captured.err
+
+
+def test_no_good_checkpoint_at_all(copy, capsys):
+    for step in (1, 2):
+        cut(copy, step)
+    assert cli.main(["generate", f"--workdir={copy}", "--prompt=a", "--step=last"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert "start again with --fresh" in captured.err.strip().splitlines()[-1]
+
+
+def test_a_broken_run_folder(copy, refused):
+    (copy / "config.json").write_text('{"name": ')
+    assert "config.json cannot be read" in refused("evaluate", f"--workdir={copy}")
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_locked_folder(folder, copy, refused, fresh):
+    """Held through another file description, as another process would."""
+    before = files(copy)
+    with (copy / "lock").open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        page = f"--config={folder / 'page.py'}"
+        said = refused("train", page, f"--workdir={copy}", *(["--fresh"] if fresh else []))
+    assert "is being written by another process" in said
+    assert files(copy) == before
+
+
+def test_a_full_disk_fails_in_one_line(folder, refused, tmp_path, monkeypatch):
+    """A real full disk is in tests/training/test_checkpoints.py. Exit code 1: the request was right."""
+
+    def full(self, step, *arguments):
+        raise SaveError(f"checkpoint {step} was not saved in x: the disk is full", 10, 0)
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    page, workdir = f"--config={folder / 'page.py'}", f"--workdir={tmp_path / 'run'}"
+    said = refused("train", page, workdir, "--config.writers.console=false", code=cli.FAILED)
+    assert "the disk is full" in said
