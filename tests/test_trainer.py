@@ -189,6 +189,7 @@ def test_same_config_and_seed_are_the_same_run(parent, tmp_path):
     assert records_of(tmp_path / "again") == records_of(parent)
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize(
     ("rate", "good"),
     [(1e30, "the last good checkpoint is step 1"), (1e39, "no checkpoint was saved before")],
