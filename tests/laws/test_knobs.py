@@ -6,6 +6,7 @@ Catches a knob that nobody reads, a typo in a field's name, and a knob that is r
 
 import contextlib
 import dataclasses
+import functools
 import io
 import types
 import typing
@@ -96,6 +97,7 @@ MODEL_SPECIAL = {
 }
 
 
+@functools.cache
 def model_program(config: Any) -> tuple[str, str, Any]:
     """Traced init and training pass, and the traced values."""
     module = static(config).build(11, 6)
@@ -166,6 +168,7 @@ PARAMS = {
 }
 
 
+@functools.cache
 def optimizer_program(config: Any) -> tuple[str, Any]:
     """Traced init and update, and the traced values."""
     hyper = scalars(traced(config))

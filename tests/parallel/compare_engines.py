@@ -13,7 +13,7 @@ from ablax.experiment import base, resolve
 from ablax.training import session
 from ablax.training.parallel import ENGINES
 
-SMALL = {"model.num_layers": 2, "model.width": 16, "model.num_heads": 2}
+SMALL = {"model.num_layers": 1, "model.width": 16, "model.num_heads": 2}
 FAMILIES = {
     "decoder": ({"model": "decoder"}, SMALL),
     "encoder": ({"model": "encoder", "objective": "masked"}, SMALL),
