@@ -76,10 +76,9 @@ class Loop:
           NonFinite: naming the step and the last good checkpoint; the non-finite state is not saved.
           Preempted: after the state was saved, if `stop` asked for it.
         """
-        begin, pending = int(state.step), None
-        batches = self.batches(begin)
+        batches, pending = self.batches(int(state.step)), None
         clock = time.perf_counter()
-        for done in range(begin + 1, self.total + 1):
+        for done in range(int(state.step) + 1, self.total + 1):
             state, metrics = self.engine.step(state, next(batches))
             # Fetched one step late: the device works on this step while the host reads the one before, and there
             # are never more than two programs in flight.
@@ -87,8 +86,7 @@ class Loop:
                 clock = self.settle(*pending, clock)
             pending = (done, metrics)
             reason = self.stop()
-            evaluating = self.due(self.every.evaluate, done)
-            saving = self.due(self.every.save, done)
+            evaluating, saving = (self.due(n, done) for n in (self.every.evaluate, self.every.save))
             if not (evaluating or saving or reason):
                 continue
             clock = self.settle(*pending, clock)
@@ -113,8 +111,7 @@ class Loop:
 
     def settle(self, done: int, metrics: Any, clock: float) -> float:
         """Fetches a step's metrics, checks them, and writes a record when one is due; returns the time."""
-        # For a few scalars a seventh of what device_get costs, on the cores that compute the next step.
-        metrics = jax.tree.map(np.asarray, metrics)
+        metrics = jax.tree.map(np.asarray, metrics)  # a seventh of what device_get costs here
         now = time.perf_counter()
         try:
             self.meter.add(metrics, now - clock)
