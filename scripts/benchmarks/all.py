@@ -38,7 +38,7 @@ from ablax.commands.output import say, table
 from ablax.run import code_state
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parents[2] / "shared" / "data"
+DATA = HERE.parents[1] / "data"
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch")
 
 

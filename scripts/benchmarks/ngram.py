@@ -19,7 +19,7 @@ import numpy as np
 
 from ablax.models.ngram import NgramConfig
 
-DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "wikitext-2"
+DATA = pathlib.Path(__file__).resolve().parents[2] / "data" / "wikitext-2"
 CASES = (  # order, blank lines are empty sentences, tokens scored, perplexity of lmplz
     (5, False, 244_102, 224.81),
     (5, True, 245_569, 220.14),
