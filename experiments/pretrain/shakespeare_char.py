@@ -12,7 +12,8 @@ validation part in windows of 64 characters; expected 1.70, one seed, in about a
 
 Sizes, batch and steps are nanoGPT's; learning rate and initial weights are tuned, and both are three times its own
 (lr 1e-3, std 0.02). With its values this page gives 1.907, with the learning rate alone 1.769: the gain over 1.88 is
-one of tuning, on the very split that is reported, which nanoGPT would have too. `scripts/benchmarks/run --only=shakespeare` compares the time.
+one of tuning, on the very split that is reported, which nanoGPT would have too. `scripts/benchmarks/run
+--only=shakespeare` compares the time.
 """
 
 from ablax.experiment import base
