@@ -135,14 +135,12 @@ class Model:
         if isinstance(self.module, Ngram):
             engine = Stepwise(NgramDecoder(self.module))
             return complete(engine, self.tokenizer, prompts, **options)
-        limit = getattr(self.module, "position_limit", None)
         return generate(
             self.module,
             self.params,
             self.tokenizer,
             prompts,
             hyper=self.hyper,
-            max_length=limit,
             **options,
         )
 
@@ -154,7 +152,6 @@ class Model:
         """
         self.require(False, "fill masks")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        limit = getattr(self.module, "position_limit", None)
         return fill(
             self.module,
             self.params,
@@ -162,7 +159,6 @@ class Model:
             texts,
             hyper=self.hyper,
             top_k=top_k,
-            max_length=limit,
         )
 
     def apply(self, batch: Mapping[str, Any]) -> jax.Array:

@@ -144,9 +144,7 @@ def check_same(folder: RunFolder, experiment: Experiment, extend: Iterable[Any])
 
 def classes_of(experiment: Experiment) -> list[type]:
     """The config classes of a configuration, which may come from outside."""
-    return [type(getattr(experiment, f.name)) for f in dataclasses.fields(experiment)] + [
-        type(value) for value in configuration.dataclasses_in(experiment)
-    ]
+    return [type(value) for value in configuration.dataclasses_in(experiment)]
 
 
 def finished(folder: RunFolder, experiment: Experiment) -> Run | None:

@@ -10,8 +10,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from ablax.config import RequestError, knob
-from ablax.data.library_tokenizer import LibraryTokenizer
 from ablax.data.specials import recognise
+from ablax.data.subword_tokenizer import LibraryTokenizer
 from ablax.data.tokenizer import Tokenizer
 from ablax.data.trained_tokenizers import bert_library
 

@@ -11,8 +11,8 @@ from ablax.data.exact_tokenizers import (
     CharacterTokenizer,
 )
 from ablax.data.imported_tokenizers import FileConfig
-from ablax.data.library_tokenizer import LibraryTokenizer
 from ablax.data.specials import Specials
+from ablax.data.subword_tokenizer import LibraryTokenizer
 from ablax.data.tokenizer import Tokenizer, read_tokenizer
 from ablax.data.trained_tokenizers import BpeConfig, UnigramConfig, WordPieceConfig
 from ablax.data.word_tokenizer import WordConfig, WordTokenizer

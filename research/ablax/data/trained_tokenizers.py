@@ -8,8 +8,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from ablax.config import RequestError, knob
-from ablax.data.library_tokenizer import LibraryTokenizer
 from ablax.data.specials import place_first
+from ablax.data.subword_tokenizer import LibraryTokenizer
 from ablax.data.tokenizer import Tokenizer
 
 TRAINING_CHARACTERS = 200_000_000
