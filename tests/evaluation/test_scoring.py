@@ -183,10 +183,12 @@ def test_documents_in_one_batch_are_put_where_the_caller_says(score):
 
 
 def test_edges(score):
-    """Catches: a crash on documents without tokens, positions beyond the table."""
+    """Catches: a crash on documents without tokens or predictions, positions beyond the table."""
     empty = Documents(np.zeros(0, np.uint16), np.array([0, 0, 0]), np.zeros(2, int), True)
     scores, _ = score(store=empty)
     assert scores.tokens.tolist() == [1, 1]  # <eos> after <bos>
+    scores, _ = score(store=empty, bos=None)
+    assert scores.tokens.tolist() == [0, 0]  # nothing comes before <eos>
     with pytest.raises(RequestError, match="stride=9"):
         score(stride=9)
     with pytest.raises(RequestError, match="context of 65 tokens exceeds the model's 64"):

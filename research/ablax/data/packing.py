@@ -61,7 +61,7 @@ def plan_packing(
     by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
     counts = np.bincount(lengths, minlength=capacity + 1)
     next_piece = np.concatenate([[0], np.cumsum(counts)])
-    order, row_counts = [], []
+    order, row_counts = [documents[:0]], [documents[:0]]  # there may be no pieces at all
     for runs, rows in _best_fit(counts, capacity):
         columns = []
         for length, per_row in runs:
