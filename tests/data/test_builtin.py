@@ -1,6 +1,9 @@
 """Laws of the built-in text."""
 
+import collections
+import importlib
 import platform
+import re
 import sys
 
 import pytest
@@ -61,6 +64,38 @@ def test_rule_of_the_library():
     reference = builtin.python_reference()
     assert 300_000 < sum(map(len, reference.values())) < 1_000_000
     assert not set(reference.values()) & set(modules.values())
+
+
+def test_the_reference_says_everything_once():
+    """Catches topics that repeat other topics' sections, of which a split puts one copy on either
+    side, and a section lost or cut twice."""
+    paragraphs = collections.Counter()
+    for text in builtin.python_reference().values():
+        found = {" ".join(part.split()) for part in re.split(r"\n\s*\n", text)}
+        paragraphs.update(part for part in found if len(part) >= 40)
+    repeated = sum(len(part) * (count - 1) for part, count in paragraphs.items())
+    # References and remarks on versions that several sections share: 361 characters in Python 3.11.
+    assert repeated < 2000
+    kept, topics = {}, importlib.import_module("pydoc_data.topics").topics
+    for name, text in builtin.python_reference().items():
+        topic = name.partition(":")[0]
+        kept[topic] = kept.get(topic, "") + text
+    assert all(topics[topic] == text for topic, text in kept.items())
+    assert "compound" in kept
+    assert not {"if", "for", "try"} & set(kept)
+
+
+def test_excerpts_are_left_out_and_one_of_equals_stays():
+    """Catches both of two equal documents left out, indentation that hides an excerpt, and a
+    document that borrows a minority of its text."""
+    documents = {
+        "whole": "One paragraph.\n\nAnother of them.\n\nThe third.",
+        "part": "   Another\n   of them.\n\nNew.",
+        "borrows": "The third.\n\nBut mostly news of its own.",
+        "equal": "The same.",
+        "same": "The same.",
+    }
+    assert list(builtin.without_excerpts(documents)) == ["whole", "borrows", "same"]
 
 
 def test_modules_are_decoded_exactly_as_they_declare(tmp_path, monkeypatch):

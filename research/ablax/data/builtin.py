@@ -4,6 +4,7 @@ reference, as TFDS builders that need neither a network nor TensorFlow."""
 import hashlib
 import importlib
 import platform
+import re
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ LEFT_OUT_FOLDERS = frozenset(
 )
 LEFT_OUT_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize")
 """Beginnings of names of files that describe one build or one machine."""
+
+HEADING = re.compile(r"^(?=\S.*\n(?:\*{3,}|={3,}|-{3,}|~{3,}|\^{3,})\n)", re.MULTILINE)
+"""Before a line that the next one underlines."""
 
 
 def python_source() -> dict[str, str]:
@@ -67,7 +71,12 @@ def _decode(path: Path) -> str:
 
 
 def python_reference() -> dict[str, str]:
-    """Topics of the language reference by name, sorted: what `help("topics")` shows, as plain text.
+    """Sections of the language reference as `topic:number`, topics sorted: what `help("topics")`
+    shows, as plain text.
+
+    The rule: a topic that is an excerpt of another is left out (see `without_excerpts`): `if` and
+    `for` are parts of `compound`, and a split would put one copy on either side. The others are cut
+    before each heading, because five topics hold half of the text.
 
     Raises:
       RequestError: the interpreter comes without `pydoc_data`.
@@ -79,7 +88,38 @@ def python_reference() -> dict[str, str]:
             "builtin:python_reference: this interpreter has no pydoc_data; use one that comes with "
             "its full standard library"
         ) from None
-    return dict(sorted(topics.items()))
+    return {
+        f"{topic}:{number}": section
+        for topic, text in without_excerpts(dict(sorted(topics.items()))).items()
+        for number, section in enumerate(filter(str.strip, HEADING.split(text)), 1)
+    }
+
+
+def without_excerpts(documents: dict[str, str]) -> dict[str, str]:
+    """The documents but those of which most, in characters, stands paragraph by paragraph in a
+    single longer one. Indentation and line breaks do not matter; of equals the last stays."""
+    split = re.compile(r"\n\s*\n").split
+    paragraphs = {
+        name: {" ".join(paragraph.split()) for paragraph in split(text)}
+        for name, text in documents.items()
+    }
+
+    def size(texts: set[str]) -> int:
+        return sum(map(len, texts))
+
+    def is_excerpt(place: int, name: str) -> bool:
+        mine = paragraphs[name]
+        return any(
+            2 * size(mine & paragraphs[other]) > size(mine)
+            for number, other in enumerate(documents)
+            if (len(documents[other]), number) > (len(documents[name]), place)
+        )
+
+    return {
+        name: text
+        for place, (name, text) in enumerate(documents.items())
+        if not is_excerpt(place, name)
+    }
 
 
 def content_config(documents: dict[str, str]) -> tfds.core.BuilderConfig:
@@ -133,10 +173,10 @@ class PythonSource(_StandardLibrary):
 
 
 class PythonReference(_StandardLibrary):
-    """The language reference of the running interpreter; a document is a topic."""
+    """The language reference of the running interpreter; a document is a section of a topic."""
 
     CONTENT = staticmethod(python_reference)
-    DESCRIPTION = "Topics of the Python language reference."
+    DESCRIPTION = "Sections of the Python language reference, each once."
 
 
 BUILDERS = {"python_source": PythonSource, "python_reference": PythonReference}
