@@ -158,15 +158,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs `ablax` with these arguments (default: the process's own) and returns its exit code."""
     own_process, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
     try:
-        code = dispatch(argv, own_process)
+        try:
+            code = dispatch(argv, own_process)
+        except SystemExit as stop:  # argparse has printed its help, or its complaint
+            code = (
+                stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
+            )
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         # The reader of our output (`| head`) went away: nothing is wrong, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
     except BaseException as error:
         return failure(error)
 

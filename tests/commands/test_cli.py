@@ -154,7 +154,11 @@ def test_flags_are_not_abbreviated(command, capsys):
 
 
 def test_a_closed_pipe_is_no_failure():
-    shell = f"{sys.executable} -m ablax.cli new --help | true; echo ${{PIPESTATUS[0]}}"
+    """Catches: output that is flushed only when Python exits, after which the exit code is 120."""
+    command = (
+        f"{{ sleep 0.2; {sys.executable} -m ablax.cli new --help; }}"  # the reader is gone first
+    )
+    shell = f"{command} | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.stdout.strip() == "0"
     assert done.stderr == ""
