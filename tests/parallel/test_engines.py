@@ -29,6 +29,8 @@ def test_mesh_is_pmap_is_one_device(family):
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads(done.stdout)
     for name in ("mesh", "pmap", "accumulated"):
-        # Only the order of float32 additions differs: a few units in the last place per step of Adam.
-        np.testing.assert_allclose(results[name], results["one"], rtol=2e-5, err_msg=name)
-        assert results[f"{name}_parameters"] < 2e-3, name
+        # Only the order of float32 additions differs: losses were seen to differ by 3e-7, 3 units in the last place.
+        np.testing.assert_allclose(results[name], results["one"], rtol=2e-6, err_msg=name)
+        # Parameters by 3e-6, and a bias of keys by 7e-6: it has no true gradient, and Adam divides its rounding error
+        # by 1e-8. A hundredth of one step (rate 1e-2) leaves room for other processors, not for another gradient.
+        assert results[f"{name}_parameters"] < 1e-4, name
