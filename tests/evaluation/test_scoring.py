@@ -37,11 +37,9 @@ def brute_force(model, text, context, stride):
 
 @pytest.fixture(scope="module")
 def score(decoder, documents):
-    def run(store=documents, **options):
+    def run(model=decoder, store=documents, **options):
         options = {"bos": 1, "eos": 2, "context_length": CONTEXT, "batch_rows": 4, **options}
-        return score_documents(
-            decoder.module, decoder.params, store, hyper=decoder.hyper, **options
-        )
+        return score_documents(model.module, model.params, store, hyper=model.hyper, **options)
 
     return run
 
@@ -97,19 +95,9 @@ def test_a_stream_is_one_text_whose_nats_go_to_their_documents(score, decoder, d
 
 
 @pytest.mark.parametrize("rule", ["document", "stream"])
-def test_a_recurrent_model_has_read_the_whole_text(lstm, documents, rule):
+def test_a_recurrent_model_has_read_the_whole_text(score, lstm, documents, rule):
     """Catches: a state lost between batches, kept from the document before, or changed by padding."""
-    scores, identity = score_documents(
-        lstm.module,
-        lstm.params,
-        documents,
-        hyper=lstm.hyper,
-        bos=1,
-        eos=2,
-        context_length=CONTEXT,
-        batch_rows=4,
-        document_rule=rule,
-    )
+    scores, identity = score(lstm, document_rule=rule)
     framed = list(framed_documents(documents, 1, 2))
     owner = np.repeat(np.arange(12), [len(text) for text in framed])
     texts, starts = framed, np.cumsum([0] + [len(text) for text in framed])
@@ -126,16 +114,7 @@ def test_a_recurrent_model_has_read_the_whole_text(lstm, documents, rule):
     assert scores.tokens.sum() == sum(len(text) - 1 for text in texts)
     assert identity.context_length is None
     with pytest.raises(RequestError, match="carries its state"):
-        score_documents(
-            lstm.module,
-            lstm.params,
-            documents,
-            hyper=lstm.hyper,
-            bos=1,
-            eos=2,
-            context_length=CONTEXT,
-            stride=4,
-        )
+        score(lstm, stride=4)
 
 
 def test_at_most_two_programs_are_in_flight(monkeypatch):

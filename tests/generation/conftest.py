@@ -1,22 +1,14 @@
-"""Tiny models, and a tokenizer of letters."""
-
-import functools
-import types
+"""The smallest causal model, and a tokenizer of letters."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from ablax.config import static, traced
 from ablax.data.exact_tokenizers import CharacterConfig
 from ablax.data.tokenizers import build_tokenizer
-from ablax.models.lstm import LstmConfig
-from ablax.models.transformer import DecoderConfig, EncoderConfig
+from tiny_models import VOCAB, decoder, encoder, lstm, start
 
-VOCAB = 17
-MAX_LENGTH = 64
+__all__ = ["decoder", "encoder", "letters", "lstm", "mean", "unmarked_letters"]
 
 
 class RunningMean(nn.Module):
@@ -38,47 +30,11 @@ class RunningMean(nn.Module):
         return jnp.zeros((batch_size, 16)), jnp.zeros((batch_size, 1))
 
 
-def start(module, hyper):
-    """Weights large enough that choices differ, without compiling an initialiser."""
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    init = functools.partial(module.init, hyper=hyper)
-    shapes = jax.eval_shape(init, jax.random.key(0), tokens, tokens, tokens + 1)["params"]
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        name = jax.tree_util.keystr(path)
-        values = rng.normal(0, 0.1 if "bias" in name else 1.0, leaf.shape)
-        return jnp.asarray(np.ones(leaf.shape) if "scale" in name else values, jnp.float32)
-
-    params = jax.tree_util.tree_map_with_path(draw, shapes)
-    return types.SimpleNamespace(module=module, params=params, hyper=hyper)
-
-
-def build(config):
-    module = static(config).build(VOCAB, MAX_LENGTH)
-    return start(module, jax.tree.map(jnp.float32, traced(config)))
-
-
 @pytest.fixture(scope="session")
 def mean():
     model = start(RunningMean(), {})
     model.params["out"] = model.params["out"].at[:, :4].set(0)  # specials are rarely said
     return model
-
-
-@pytest.fixture(scope="session")
-def decoder():
-    return build(DecoderConfig(num_layers=2, width=16, num_heads=2, unroll=1))
-
-
-@pytest.fixture(scope="session")
-def lstm():
-    return build(LstmConfig(num_layers=1, width=16, init_scale=0.2))
-
-
-@pytest.fixture(scope="session")
-def encoder():
-    return build(EncoderConfig(num_layers=1, width=16, num_heads=2, norm_placement="pre"))
 
 
 @pytest.fixture(scope="session")

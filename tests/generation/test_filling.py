@@ -1,7 +1,5 @@
 """Laws of filling masks."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,11 +19,7 @@ def run(encoder, letters):
 def test_candidates_are_the_models_distribution(encoder, letters, run):
     """Catches: an unmasked input, a mask's place off by one for <bos>, padding that is attended to."""
     filled, longer = run(["ab[MASK]d<mask>", "abcdefghijkl[MASK]"])
-    ids = np.array([[1, 5, 6, 3, 8, 3, 2]], np.int32)
-    places = jnp.arange(7, dtype=jnp.int32)[None]
-    apply = jax.jit(lambda *row: encoder.module.apply(*row, hyper=encoder.hyper)[0])
-    logits = apply({"params": encoder.params}, ids, places, places * 0 + 1)
-    probabilities = np.asarray(jax.nn.softmax(logits[0]))
+    probabilities = np.exp(encoder.log_probs([1, 5, 6, 3, 8, 3, 2]))
     assert len(filled.candidates) == 2
     for candidates, place in zip(filled.candidates, (3, 5)):
         best = np.argsort(-probabilities[place])[:5]
@@ -50,7 +44,7 @@ def test_a_text_does_not_depend_on_its_neighbours(run):
         np.testing.assert_allclose(
             [[p for _, p in c] for c in filled.candidates],
             [[p for _, p in c] for c in other.candidates],
-            rtol=1e-5,
+            rtol=1e-5,  # float32 sums in another order
         )
 
 
