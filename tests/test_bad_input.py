@@ -106,6 +106,9 @@ CONFIGURATIONS = {
     "unknown preset": (["model=decoder:huge"], "has no preset 'huge'"),
     "wrong type": (["model.width=wide"], "model.width"),
     "wrong choice": (["data.layout=rows"], "data.layout"),
+    "endless": (["seed=1e999"], "seed='1e999' must be a whole number"),
+    "endless duration": (["training.steps=1e999 tokens"], "too long"),
+    "class of no module": (["model=:Mine"], "names no module"),
     "no duration": (["training.steps=soon"], "'soon' is not a duration"),
     "heads that do not divide": (["model.num_heads=3"], "num_heads"),
     "batch and micro-batches": (
@@ -157,6 +160,21 @@ def test_wrong_configurations(folder, refused, tmp_path, case):
     said = refused("train", f"--config={folder / 'page.py'}", f"--workdir={workdir}", *flags)
     assert words in said
     assert not workdir.exists()
+
+
+def test_pages_and_folders_that_are_not_there(folder, refused, tmp_path):
+    """Catches: a traceback, or the default size, for a size that the page does not have."""
+    (folder / "plain.py").write_text("def get_config():\n    return None\n")
+    for page, words in (
+        ("ablax:quickstart:tny", "has no size 'tny'; did you mean 'tiny'?"),
+        ("ablax:pretrain/decoder:huge", "has no size 'huge'; there are: "),
+        (f"{folder / 'plain.py'}:tiny", "takes no argument; remove :tiny"),
+    ):
+        said = refused("train", f"--config={page}", f"--workdir={tmp_path / 'run'}")
+        assert words in said
+    occupied = f"--workdir={folder / 'text.txt'}"
+    said = refused("train", f"--config={folder / 'page.py'}", occupied)
+    assert "text.txt cannot be made (File exists)" in said
 
 
 def test_invalid_text_is_skipped_and_counted_on_request(folder, capsys):

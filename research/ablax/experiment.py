@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import pathlib
 import sys
 import types
@@ -144,9 +145,22 @@ class Page:
     argument: str | None
 
     def get_config(self) -> ml_collections.ConfigDict:
-        """The configuration of the page for its argument."""
+        """The configuration of the page for its argument.
+
+        Raises:
+          RequestError: if the page takes no argument, or does not know this one.
+        """
         get = self.module.get_config
-        return get() if self.argument is None else get(self.argument)
+        if self.argument is None:
+            return get()
+        if not inspect.signature(get).parameters:
+            raise RequestError(f"{self.path} takes no argument; remove :{self.argument}")
+        sizes = getattr(self.module, "SIZES", (self.argument,))
+        if self.argument not in sizes:
+            raise RequestError(
+                f"{self.path} has no size {self.argument!r}{suggest(self.argument, sizes)}"
+            )
+        return get(self.argument)
 
     def get_sweep(self) -> list[dict[str, Any]]:
         """The plan of the page: flat overrides, one dict per cell.

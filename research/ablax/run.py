@@ -116,9 +116,14 @@ class RunFolder:
         """Holds the folder for writing; the kernel frees it when the process ends, however it ends.
 
         Raises:
-          RequestError: if another process writes here.
+          RequestError: if another process writes here, or the folder cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(
+                f"{self.path} cannot be made ({error.strerror}); choose another --workdir"
+            ) from None
         lock = self.path / "lock"
         with lock.open("a+") as file:
             try:

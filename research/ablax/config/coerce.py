@@ -18,7 +18,7 @@ def coerce(annotation: Any, value: Any, path: str, choices: Sequence[Any] | None
     """
     try:
         result = _coerce(annotation, value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         detail = f" ({error})" if isinstance(error, RequestError) else ""
         raise RequestError(f"{path}={value!r} must be {describe(annotation)}{detail}") from None
     if choices is not None and result not in choices:
@@ -38,7 +38,7 @@ def _coerce(annotation: Any, value: Any) -> Any:
         for option in (a for a in arguments if a is not type(None)):
             try:
                 return _coerce(option, value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 continue
         raise TypeError
     if origin is Literal:

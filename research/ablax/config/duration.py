@@ -34,6 +34,8 @@ class Duration:
                 f"{text!r} is not a duration; write 2000 (steps), '3 epochs', '2e9 tokens' or '5%'"
             )
         self.amount = float(match[1])
+        if math.isinf(self.amount):
+            raise RequestError(f"{text!r} is too long; write a number of steps")
         self.unit = self._UNITS[match[2]]
         if self.unit == "steps" and self.amount != int(self.amount):
             raise RequestError(

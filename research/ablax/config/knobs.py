@@ -113,6 +113,8 @@ def import_class(spec: str) -> type:
       RequestError: if the module or the name does not exist or is not such a class.
     """
     module, _, name = spec.partition(":")
+    if not module or module.startswith("."):
+        raise RequestError(f"{spec!r} names no module; write module:Name")
     try:
         cls = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except ModuleNotFoundError as error:
