@@ -159,7 +159,8 @@ def test_a_closed_pipe_is_no_failure():
         f"{{ sleep 0.2; {sys.executable} -m ablax.cli new --help; }}"  # the reader is gone first
     )
     shell = f"{command} | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=ENVIRONMENT)
+    buffered = {name: value for name, value in ENVIRONMENT.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, env=buffered)
     assert done.stdout.strip() == "0"
     assert done.stderr == ""
 
