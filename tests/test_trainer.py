@@ -18,7 +18,7 @@ from ablax import cli
 from ablax.config import RequestError, to_dict
 from ablax.experiment import base
 from ablax.model import LOADED
-from ablax.run import RunFolder, write_json
+from ablax.run import RunFailed, RunFolder, write_json
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.debug import NotOverfit
 from ablax.training.session import abstract_state, build_program
@@ -278,6 +278,39 @@ def test_a_fork_of_what_is_not_there(parent, tmp_path, source, message):
         ablax.fork(f"{parent}{source}", tmp_path / "child")
     assert message in str(refused.value)
     assert not (tmp_path / "child").exists()
+
+
+def test_a_fork_that_changes_the_tokenizer_is_refused(parent, tmp_path):
+    """Catches: a configuration that names a tokenizer which the run does not use."""
+    with pytest.raises(RequestError, match=r"data\.tokenizer\.kind cannot change in a fork"):
+        ablax.fork(parent, tmp_path / "child", {"data.tokenizer": "character"})
+
+
+def test_a_fork_that_is_cut_short_leaves_nothing(copy, tmp_path):
+    """Catches: a half-made folder, which the next start takes for a run with a checkpoint."""
+    shutil.rmtree(copy / "checkpoints" / "6")
+    (copy / "checkpoints" / "6").touch()  # as if the parent dropped the step meanwhile
+    with pytest.raises(RunFailed, match="could not be copied"):
+        ablax.fork(f"{copy}@6", tmp_path / "child")
+    assert os.listdir(tmp_path) == ["copy"]
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(RequestError, match=r"kept steps are \[\]"):
+        ablax.fork(copy, tmp_path / "child")
+
+
+def test_a_fork_has_the_code_of_its_day(copy, tmp_path):
+    """Catches: a child that is refused because its parent's code was edited, with the advice to fork."""
+    RunFolder(copy).update(extension_code={"mine:Model": "hash of what it was"})
+    ablax.fork(copy, tmp_path / "child")
+    assert RunFolder(tmp_path / "child").status()["extension_code"] == {}
+
+
+@pytest.mark.parametrize(("step", "steps"), [(4, 3), (6, 6)])
+def test_a_fork_with_nothing_to_do_is_refused(parent, tmp_path, step, steps):
+    """Catches: a child that finishes at once with its parent's metrics."""
+    ablax.fork(f"{parent}@{step}", tmp_path / "child", {"training.steps": steps})
+    with pytest.raises(RequestError, match="leaves nothing to do"):
+        train(tmp_path / "child", training__steps=steps)
 
 
 def test_runs_is_a_table(parent):

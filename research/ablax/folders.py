@@ -1,5 +1,6 @@
 """What can be done with run folders beside training: evaluate, fork, prepare data, list."""
 
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +12,7 @@ from ablax.data.corpus import open_corpus
 from ablax.experiment import resolve
 from ablax.model import load
 from ablax.models.ngram import Ngram
-from ablax.run import RunFolder, now, write_json
+from ablax.run import RunFailed, RunFolder, now, write_json
 from ablax.trainer import specials_of
 from ablax.training.evaluators import Evaluator
 
@@ -103,21 +104,22 @@ def fork(
 
     Args:
       source: `RUN` or `RUN@STEP`.
-      workdir: the new run's folder, which must not exist.
+      workdir: the new run's folder, which must not hold anything.
       overrides: knobs that differ.
 
     Returns:
       `workdir`, `parent`, `step`, `changed`.
 
     Raises:
-      RequestError: if there is no such run or step, or the folder exists.
+      RequestError: if there is no such run or step, the folder holds anything, or the tokenizer would change.
+      RunFailed: if the files cannot be copied; nothing is left then.
     """
     path, at, step_text = str(source).rpartition("@")
     if not at:
         path, step_text = str(source), ""
     parent, child = RunFolder(path).require(), RunFolder(workdir)
-    if child.exists():
-        raise RequestError(f"{child.path} holds a run already; choose another --workdir")
+    if child.path.exists() and (not child.path.is_dir() or any(child.path.iterdir())):
+        raise RequestError(f"{child.path} exists and is not empty; choose another --workdir")
     extend = list(extend)
     old = resolve(parent.config(), extend=extend, imports=False)
     new = resolve(old, overrides, extend=extend)
@@ -125,7 +127,7 @@ def fork(
         raise RequestError(
             f"{parent.path} is a fitted {type(old.model).__name__} and has no steps; train a new one"
         )
-    steps = sorted(int(p.name) for p in parent.checkpoints.iterdir() if p.name.isdigit())
+    steps = sorted(int(p.name) for p in parent.checkpoints.glob("*") if p.name.isdigit())
     if step_text and not step_text.isdigit():
         raise RequestError(f"{source}: the step behind @ must be a number; kept steps are {steps}")
     step = int(step_text) if step_text else (steps[-1] if steps else None)
@@ -134,32 +136,45 @@ def fork(
             f"{parent.path} has no checkpoint of step {step_text or 'any'}; kept steps are {steps}"
         )
     changed = configuration.differences(old, new)
-    with child.lock():
-        shutil.copytree(parent.tokenizer, child.tokenizer)
-        shutil.copytree(parent.checkpoints / str(step), child.checkpoints / str(step))
-        if (
-            parent.metrics_file.is_file()
-        ):  # the curve of the trunk; cut at the step when the run starts
-            shutil.copy(parent.metrics_file, child.metrics_file)
-        status = parent.status()
-        origin = {
-            "workdir": str(parent.path),
-            "step": step,
-            "fingerprint": status["fingerprint"],
-            "changed": changed,
-        }
-        entries = {
-            "name": new.name,
-            "status": "forked",
-            "step": step,
-            "forked": now(),
-            "parent": origin,
-            "fingerprint": configuration.fingerprint(new),
-            "data": status["data"] if new.data == old.data else None,
-            "extension_code": status.get("extension_code", {}),
-        }
-        write_json(child.path / "run.json", entries)
-        write_json(child.path / "config.json", configuration.to_dict(new))
+    if kept := [path for path in changed if path.startswith("data.tokenizer.")]:
+        raise RequestError(
+            f"{kept[0]} cannot change in a fork: the parent's parameters belong to its tokens; train a new run"
+        )
+    status = parent.status()
+    sources = configuration.extension_sources(new)
+    origin = {
+        "workdir": str(parent.path),
+        "step": step,
+        "fingerprint": status["fingerprint"],
+        "changed": changed,
+    }
+    entries = {
+        "name": new.name,
+        "status": "forked",
+        "step": step,
+        "forked": now(),
+        "parent": origin,
+        "fingerprint": configuration.fingerprint(new),
+        "data": status["data"] if new.data == old.data else None,
+        "extension_code": {name: configuration.digest(text) for name, text in sources.items()},
+    }
+    # Made under another name: a fork that was cut short would look like a run that has a checkpoint.
+    made = RunFolder(child.path.with_name(f".{child.path.name}.{os.getpid()}"))
+    try:
+        shutil.copytree(parent.tokenizer, made.tokenizer)
+        shutil.copytree(parent.checkpoints / str(step), made.checkpoints / str(step))
+        if parent.metrics_file.is_file():  # of the trunk; cut at the step when the run starts
+            shutil.copy(parent.metrics_file, made.metrics_file)
+        write_json(made.path / "run.json", entries)
+        write_json(made.path / "config.json", configuration.to_dict(new))
+        made.path.rename(child.path)
+    except OSError as error:
+        raise RunFailed(
+            f"step {step} of {parent.path} could not be copied to {child.path} ({error}); try again, "
+            "or another step if the parent dropped this one"
+        ) from error
+    finally:
+        shutil.rmtree(made.path, ignore_errors=True)
     return {
         "workdir": str(child.path),
         "parent": str(parent.path),

@@ -72,12 +72,13 @@ class Descent:
         """
         status, clock = folder.status(), self.clock
         old, step = status.get("total_steps"), status.get("step", 0)
+        forked = status.get("status") == "forked"
+        if step > clock.total or (forked and step == clock.total):
+            raise RequestError(
+                f"{folder.path} is at step {step}, and training.steps={clock.total} leaves nothing to do; raise it"
+            )
         if old is None or old == clock.total:
             return
-        if step > clock.total:
-            raise RequestError(
-                f"{folder.path} is at step {step}, past training.steps={clock.total}; raise it"
-            )
         before = session.Clock(old, clock.tokens_per_step, clock.steps_per_epoch)
         hyper = session.hyper_of(self.experiment).get("schedule", {})
         factors = [self.experiment.schedule.build(c.total, c, hyper) for c in (before, clock)]
