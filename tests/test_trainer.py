@@ -220,9 +220,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, rate, good):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+def test_a_full_disk_does_not_hide_why_the_run_ended(copy, monkeypatch):
+    """Catches: a traceback about run.json in place of the one line about the checkpoint."""
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    def ends(*_):
+        monkeypatch.setattr(RunFolder, "update", full)
+        raise RunFailed("checkpoint 8 was not saved")
+
+    monkeypatch.setattr("ablax.training.descent.Descent.run", ends)
+    with pytest.raises(RunFailed, match="checkpoint 8"):
+        train(copy, training__steps=8)
+
+
 def test_debug_overfits_one_batch_and_keeps_nothing(tmp_path):
+    """Catches: a long warm-up that the 200 steps of the check refuse, or never leave."""
     said = []
-    run = train(tmp_path / "run", said, debug=True, optimizer__learning_rate=0.03)
+    options = {"optimizer__learning_rate": 0.03, "schedule__warmup": 900, "training__steps": 1000}
+    run = train(tmp_path / "run", said, debug=True, **options)
     assert run.metrics["last"] <= run.metrics["first"] / 2
     assert "debug: loss of one batch went from" in said[-1]
     assert not (tmp_path / "run").exists()

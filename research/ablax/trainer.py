@@ -1,5 +1,6 @@
 """Training a run folder: start, resume, or say that it is finished."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -32,7 +33,7 @@ class Run:
       step: updates done.
       metrics: its last evaluation.
       seconds: training time, evaluation and compilation included, over all starts.
-      tokens_per_second: of the last record.
+      tokens_per_second: median over the records.
       parameters: how many numbers the model has.
     """
 
@@ -109,7 +110,10 @@ def train(
             work.run(folder, progress, say)
         except BaseException as error:
             status = "preempted" if isinstance(error, Preempted) else "failed"
-            folder.update(status=status, error=str(error)[:500])
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk: what ended the run is what must be said
+                folder.update(status=status, error=str(error)[:500])
             raise
     return run_of(folder)
 

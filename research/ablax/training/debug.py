@@ -1,16 +1,20 @@
 """`--debug`: overfit one batch, with a trap for NaN, before a long run is paid for."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from ablax.config import Duration
 from ablax.data.corpus import Corpus
 from ablax.run import RunFailed
 from ablax.training import session
+from ablax.training.schedules import ConstantConfig
 
 STEPS = 200
+WARMUP = Duration("5%")
 SHARE = 0.5
 
 
@@ -19,7 +23,7 @@ class NotOverfit(RunFailed):
 
 
 def overfit(experiment: Any, corpus: Corpus, say: Callable[[str], None]) -> dict[str, Any]:
-    """Trains on the first batch until its loss has halved.
+    """Trains on the first batch, at the peak learning rate after a short warm-up, until its loss has halved.
 
     Args:
       experiment: resolved.
@@ -32,6 +36,8 @@ def overfit(experiment: Any, corpus: Corpus, say: Callable[[str], None]) -> dict
       NotOverfit: if the loss did not halve in STEPS steps.
       FloatingPointError: where a NaN arose.
     """
+    # The run's own warm-up may be longer than all of this.
+    experiment = dataclasses.replace(experiment, schedule=ConstantConfig(WARMUP))
     loader = session.training_loader(experiment, corpus)
     clock = session.Clock(STEPS, loader.tokens_per_step, loader.steps_per_epoch)
     program = session.build_program(experiment, corpus.tokenizer.vocab_size, clock)
@@ -56,5 +62,5 @@ def overfit(experiment: Any, corpus: Corpus, say: Callable[[str], None]) -> dict
                 }
     raise NotOverfit(
         f"the loss of one batch went from {first:.3f} to {value:.3f} in {STEPS} steps and did not halve; "
-        "raise optimizer.learning_rate, shorten schedule.warmup, or look for a bug in the model"
+        "raise optimizer.learning_rate, or look for a bug in the model"
     )
