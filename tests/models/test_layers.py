@@ -74,7 +74,7 @@ def test_norm_statistics_are_float32_under_bfloat16():
 
 
 def test_dropout_keeps_the_mean_and_compiles_once():
-    """Catches: a rate baked into the program, a forgotten 1 / (1 - rate)."""
+    """Catches: a rate baked into the program, a forgotten 1 / (1 - rate), and one that bfloat16 rounds."""
     drop = jax.jit(dropout)
     x = jnp.ones(20_000)
     for rate in (0.1, 0.5):
@@ -83,6 +83,11 @@ def test_dropout_keeps_the_mean_and_compiles_once():
         assert float(jnp.mean(y == 0)) == pytest.approx(rate, abs=0.022)
         assert float(y.max()) == pytest.approx(1 / (1 - rate))
     assert drop._cache_size() == 1
+    half = jax.random.uniform(jax.random.key(1), x.shape, jnp.bfloat16, 1, 2)
+    y = drop(half, jnp.float32(0.1), jax.random.key(0)).astype(jnp.float32)
+    kept = jnp.where(y == 0, 0, half.astype(jnp.float32))
+    # Roundings of 2^-8 / sqrt(12) each, over 18,000 of them: 1e-5; a rounded scale is 2e-3 off.
+    assert float(y.sum() / kept.sum()) == pytest.approx(1 / 0.9, rel=2e-4)
     np.testing.assert_array_equal(drop(x, jnp.float32(0.0), jax.random.key(0)), x)
     assert np.isnan(dropout(x[:2], float("nan"), jax.random.key(0))).all()
 

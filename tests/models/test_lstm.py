@@ -176,24 +176,31 @@ def test_zero_rates_use_no_rng():
 
 
 def test_masks_are_constant_over_time():
-    """Catches: a mask of its own for each time step, one for all rows, or a missing 1 / (1 - rate)."""
-    config = LstmConfig(dropout_hidden=0.75)
-    ones = jnp.ones((3, B, 500))
-    masked = build(config).apply(
-        {},
-        ones,
-        "hidden",
-        hyper_of(config),
-        True,
-        rngs={"dropout": jax.random.key(0)},
-        method=LstmLanguageModel._drop,
-    )
-    masked = np.asarray(masked)
+    """Catches: a mask of its own for each time step, one for all rows, a missing 1 / (1 - rate) or one in bfloat16."""
+
+    def drop(x, rate):
+        config = LstmConfig(dropout_hidden=rate)
+        return build(config).apply(
+            {},
+            x,
+            "hidden",
+            hyper_of(config),
+            True,
+            rngs={"dropout": jax.random.key(0)},
+            method=LstmLanguageModel._drop,
+        )
+
+    masked = np.asarray(drop(jnp.ones((3, B, 500)), 0.75))
     np.testing.assert_array_equal(masked, np.broadcast_to(masked[:1], masked.shape))
     assert (masked[0, 0] != masked[0, 1]).any()
     assert set(np.unique(masked)) == {0.0, 4.0}
     # 1000 draws: 0.25 with a standard error of 0.014.
     assert abs((masked[0] > 0).mean() - 0.25) < 0.06
+    x = jax.random.uniform(jax.random.key(1), (50, B, 500), jnp.bfloat16, 1, 2)
+    y = drop(x, 0.1).astype(jnp.float32)
+    kept = jnp.where(y == 0, 0, x.astype(jnp.float32))
+    # Roundings of 2^-8 / sqrt(12) each, over 45,000 of them: 1e-5; a rounded scale is 2e-3 off.
+    assert float(y.sum() / kept.sum()) == pytest.approx(1 / 0.9, rel=2e-4)
 
 
 def test_whole_words_lose_their_embedding():

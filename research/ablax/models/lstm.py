@@ -235,8 +235,9 @@ class LstmLanguageModel(nn.Module):
         name = f"dropout_{place}"
         if not train or getattr(self.config, name) == 0:
             return x
-        mask = dropout(jnp.ones(x.shape[1:], x.dtype), hyper[name], self.make_rng("dropout"))
-        return x * mask[None]
+        # The mask in float32: its 1 / (1 - rate), rounded to bfloat16, would scale all of x.
+        mask = dropout(jnp.ones(x.shape[1:]), hyper[name], self.make_rng("dropout"))
+        return (x * mask[None]).astype(x.dtype)
 
     def _logits(self, x: Array, table: Array, hyper: Mapping[str, Any]) -> Array:
         kernel = table.T
