@@ -20,8 +20,8 @@ Ids = Int32[np.ndarray, " n"]
 
 
 class Tokenizer(abc.ABC):
-    """What every tokenizer can do. A subclass adds `encode_plain` and its inverse, and its content
-    as JSON.
+    """What every tokenizer can do. A subclass adds `encode_batch`, its inverse `decode_plain`, and
+    its content as JSON.
 
     Args:
       vocab_size: V, special tokens included.

@@ -39,8 +39,8 @@ class State:
 
 
 def bucket(size: int) -> int:
-    """The next of a few sizes (16, 32, ... 128, 160, ... 256, 320 ...), at most a quarter larger; 0
-    stays 0.
+    """The next of a few sizes (16, 32, ... 128, 160, ... 256, 320 ...): at most 15 more, or beyond 64
+    a quarter more; 0 stays 0.
     """
     if size == 0:
         return 0
