@@ -252,6 +252,15 @@ def test_debug_fails_where_nothing_is_learned(tmp_path, monkeypatch):
         train(tmp_path / "run", debug=True, optimizer__learning_rate=1e-9)
 
 
+def test_another_rule_has_its_own_files(copy):
+    """Catches: an evaluation that replaces what training measured, so that a report finds another rule."""
+    before = (copy / "evals" / "validation-6.npz").read_bytes()
+    found = ablax.evaluate(copy, step="last", overrides={"evaluation.documents": 2})
+    assert found["documents"] == 2
+    assert (copy / "evals" / "validation-6.npz").read_bytes() == before
+    assert (copy / "evals" / "validation-6,documents=2.npz").is_file()
+
+
 def test_an_unchanged_fork_is_its_parents_continuation(parent, tmp_path):
     """Catches: a fork that draws its first batches, or its random numbers, again."""
     child = tmp_path / "child"

@@ -28,7 +28,9 @@ def evaluate(
     extend: Iterable[Any] = (),
     offline: bool = False,
 ) -> dict[str, Any]:
-    """Evaluates a checkpoint of a run on one of its splits; totals and per-document sums go to its folder.
+    """Evaluates a checkpoint of a run on one of its splits; totals and per-document sums go to its `evals/`.
+
+    They lie there as SPLIT-STEP, and those of overrides as, say, SPLIT-STEP,stride=32.
 
     Args:
       split: `validation`, `test`, `train`; the run's `evaluation.split` when None.
@@ -51,8 +53,15 @@ def evaluate(
         experiment.data, specials_of(experiment), tokenizer=model.tokenizer, offline=offline
     )
     folder = RunFolder(workdir)
+    # What training measured, and a report reads, is not replaced by numbers of another rule.
+    rules = configuration.differences(model.config, experiment, "result")
+    label = "".join(
+        f",{path.rpartition('.')[2]}={new}"
+        for path, (_, new) in rules.items()
+        if path != "evaluation.split"
+    )
     evaluator = Evaluator(
-        experiment.evaluation, corpus, experiment.objective, folder.evals, split=split
+        experiment.evaluation, corpus, experiment.objective, folder.evals, split, label
     )
     if isinstance(model.module, Ngram):
         return evaluator.fitted(model.module)

@@ -1,7 +1,7 @@
 """What is measured during and after training: one function from (parameters, step) to a record."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,8 +81,9 @@ class Evaluator:
       config: what is measured.
       corpus: the data.
       objective: decides between likelihoods and masked scores.
-      folder: where totals and per-document sums are written, or None.
-      put: places a batch on the devices.
+      folder: where totals and per-document sums are written.
+      split: in place of the configuration's.
+      label: of the files, after split and step: what was measured otherwise than in training.
     """
 
     def __init__(
@@ -90,15 +91,15 @@ class Evaluator:
         config: EvaluationConfig,
         corpus: Corpus,
         objective: Any,
-        folder: Path | None,
+        folder: Path,
         split: str | None = None,
-        put: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+        label: str = "",
     ):
         self.config, self.corpus, self.objective, self.folder = config, corpus, objective, folder
         self.split = split or config.split
         self.documents, self.names = sample(corpus, self.split, config.documents)
         self.context = config.context or corpus.config.sequence_length
-        self.put = put
+        self.label = label
 
     def neural(
         self,
@@ -127,9 +128,9 @@ class Evaluator:
             record |= found
             if not identity.to_dict()["comparable"]:
                 record |= {"comparable": False, "reason": identity.reason}
-            if self.folder is not None:
-                suffix = "" if identity.measure == "likelihood" else f"-{identity.measure}"
-                write_scores(self.folder, f"{self.split}-{step}{suffix}", scores, identity)
+            suffix = "" if identity.measure == "likelihood" else f"-{identity.measure}"
+            name = f"{self.split}-{step}{self.label}{suffix}"
+            write_scores(self.folder, name, scores, identity)
         return record
 
     def _causal(self, module: Any, params: Any, hyper: Any) -> list[tuple[Scores, MetricIdentity]]:
@@ -178,6 +179,5 @@ class Evaluator:
             "context_length": self.context,
             "batch_rows": self.config.batch_rows,
             "names": self.names,
-            "put": self.put,
             **self.corpus.marks,
         }
