@@ -135,7 +135,7 @@ def test_prepare_needs_no_model(folder, ablax):
 
 
 def test_sweep_then_report(folder, ablax):
-    """Catches: a sweep that runs finished cells again, or whose report loses an arm."""
+    """Catches: a sweep that runs finished cells again, that mixes two experiments, or whose report loses an arm."""
     arguments = [
         f"--config={folder / 'page.py'}",
         f"--workdir={folder / 'sweep'}",
@@ -147,6 +147,11 @@ def test_sweep_then_report(folder, ablax):
     assert "[4/4] trigram/seed1" in said
     code, found, said = ablax("sweep", *arguments)
     assert (code, set(found["cells"].values())) == (0, {"skipped"})
+    for knob, value in (("data.sequence_length", 32), ("training.steps", 7)):
+        code, found, said = ablax("sweep", *arguments, f"--config.{knob}={value}")
+        assert (code, found) == (2, None)
+        assert "arm 'bigram'" in said
+        assert knob in said
     code, found, said = ablax("report", f"--workdir={folder / 'sweep'}")
     assert code == 0
     assert found["baseline"] == "bigram"

@@ -10,7 +10,7 @@ from typing import Any
 from ablax import trainer
 from ablax.config import RequestError
 from ablax.experiment import resolve
-from ablax.run import Preempted, write_json
+from ablax.run import Preempted, RunFolder, write_json
 from ablax.sweeps.cells import Cell, cells_of, read_record, record_path, write_plan
 
 METRIC = "bits_per_byte"
@@ -76,12 +76,16 @@ def launch(
       say: called with a line of talk at each cell.
 
     Raises:
-      RequestError: if the plan or a cell of it is refused, or the folder holds another plan.
+      RequestError: if the plan or a cell of it is refused, or the folder holds another plan or experiment.
       Preempted, KeyboardInterrupt: from the cell that was running, which is saved.
     """
     workdir, extend = Path(workdir), tuple(extend)
     cells = cells_of(plan)
     resolved = resolve_cells(config, cells, extend)
+    for cell in cells:
+        folder = RunFolder(workdir / cell.folder)
+        if folder.exists():
+            _check_started(folder, cell, resolved[cell.folder], extend)
     write_plan(workdir, cells, metric, name)
     statuses = {}
     for index, cell in enumerate(cells, start=1):
@@ -94,6 +98,19 @@ def launch(
             workdir, cell, resolved[cell.folder], extend, offline, progress, say
         )
     return Outcome(workdir, statuses)
+
+
+def _check_started(folder: RunFolder, cell: Cell, resolved: Any, extend: tuple[Any, ...]) -> None:
+    """Refuses a cell that was run with another experiment than the plan's cells override now."""
+    try:
+        trainer.check_same(folder, resolved, extend)
+    except RequestError as error:
+        raise RequestError(f"arm {cell.arm!r}: {error}") from None
+    done = folder.status().get("status") == "finished"
+    if done and trainer.finished(folder, resolved) is None:
+        raise RequestError(
+            f"arm {cell.arm!r}: {folder.path} finished with other training.steps; use a new --workdir"
+        )
 
 
 def _run_cell(
