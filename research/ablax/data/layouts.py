@@ -8,6 +8,7 @@ Every layout has the same number of rows in each epoch. Row i of a layout is row
 of epoch `i // len(layout)`, found in O(log documents).
 """
 
+import functools
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -91,10 +92,7 @@ class Windows:
         """The joined position at which the epoch's first row starts."""
         if not self._phase or epoch == 0:
             return 0
-        return (
-            int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
-            % self.sequence_length
-        )
+        return _draw(self._seed, epoch) % self.sequence_length
 
 
 class Packed:
@@ -260,6 +258,12 @@ def make_layout(
                 raise RequestError("layout 'streams' needs batch_size, its number of lanes")
             return Streams(store, sequence_length, batch_size, **marks)
     raise RequestError(f"layout {kind!r} does not exist; choose windows, packed or streams")
+
+
+@functools.lru_cache(maxsize=8)
+def _draw(seed: int, epoch: int) -> int:
+    """A number for each epoch; kept, because drawing it takes longer than reading a short row."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
 _ROW = ("tokens", "positions", "segment_ids")
