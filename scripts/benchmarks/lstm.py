@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from ablax.commands.output import table
 from ablax.config import static, traced
 from ablax.models.lstm import LstmConfig
 
@@ -34,6 +35,16 @@ SIZES = (  # layers, width, batch, time, vocabulary
     (2, 650, 20, 35, 10_000),
 )
 WARMUP_STEPS = 3
+COLUMNS = (
+    "num_layers",
+    "width",
+    "batch_size",
+    "sequence_length",
+    "vocab_size",
+    "ours_ms",
+    "torch_ms",
+    "ratio",
+)
 
 
 def random_batch(batch_size: int, length: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,30 +163,13 @@ def measure(threads: int = 2, rounds: int = 15) -> dict[str, Any]:
     return {"lstm": rows}
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """One line a size, on stderr."""
-    print("layers  width   B   T      V  ours ms  torch ms  ratio", file=sys.stderr)
-    for row in rows:
-        cells = (
-            f"{row['num_layers']:6}",
-            f"{row['width']:5}",
-            f"{row['batch_size']:2}",
-            f"{row['sequence_length']:2}",
-            f"{row['vocab_size']:5}",
-            f"{row['ours_ms']:7.1f}",
-            f"{row['torch_ms']:8.1f}",
-            f"{row['ratio']:5.3f}",
-        )
-        print("  ".join(cells), file=sys.stderr)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="LSTM training step against torch.nn.LSTM")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
     arguments = parser.parse_args()
     result = measure(arguments.threads, arguments.rounds)
-    print_table(result["lstm"])
+    table("training step", COLUMNS, [[row[name] for name in COLUMNS] for row in result["lstm"]])
     print(json.dumps(result))
     return 0
 

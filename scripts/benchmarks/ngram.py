@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ablax.commands.output import table
 from ablax.models.ngram import NgramConfig
 
 DATA = pathlib.Path(__file__).resolve().parents[2] / "data" / "wikitext-2"
@@ -26,6 +27,15 @@ CASES = (  # order, blank lines are empty sentences, tokens scored, perplexity o
     (3, True, 245_569, 226.05),
 )
 FIT_REPEATS, SCORE_REPEATS = 3, 5
+COLUMNS = (
+    "order",
+    "blank_lines",
+    "tokens",
+    "perplexity",
+    "reference_perplexity",
+    "fit_seconds",
+    "scored_tokens_per_second",
+)
 
 Documents = tuple[np.ndarray, np.ndarray]  # tokens int32 [tokens], offsets int64 [documents + 1]
 
@@ -96,22 +106,6 @@ def measure(folder: pathlib.Path) -> dict[str, Any]:
     return {"ngram": rows}
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """One line a case, on stderr."""
-    print("order  blank lines   tokens  perplexity   lmplz  fit s  scored/s", file=sys.stderr)
-    for row in rows:
-        cells = (
-            f"{row['order']:5}",
-            f"{'kept' if row['blank_lines'] else 'dropped':11}",
-            f"{row['tokens']:7}",
-            f"{row['perplexity']:10.3f}",
-            f"{row['reference_perplexity']:6.2f}",
-            f"{row['fit_seconds']:5.2f}",
-            f"{row['scored_tokens_per_second']:8,.0f}",
-        )
-        print("  ".join(cells), file=sys.stderr)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="n-gram models on WikiText-2")
     parser.add_argument("--data", type=pathlib.Path, default=DATA, metavar="FOLDER")
@@ -125,7 +119,7 @@ def main() -> int:
         )
         return 2
     result = measure(folder)
-    print_table(result["ngram"])
+    table("n-grams", COLUMNS, [[row[name] for name in COLUMNS] for row in result["ngram"]])
     print(json.dumps(result, indent=2))
     return 0
 

@@ -18,7 +18,7 @@ from ablax.training.meter import Meter
 from ablax.training.writers import open_writers
 
 PREMADE = 16  # batches that the bare steps take turns with
-EPOCHS_ENOUGH = 1_000_000  # steps of the schedule, more than any measurement takes
+STEPS_ENOUGH = 1_000_000  # steps of the schedule, more than any measurement takes
 
 
 def experiment_of(setting: Setting, text: Path) -> Any:
@@ -36,7 +36,7 @@ def experiment_of(setting: Setting, text: Path) -> Any:
     config.model.width, config.model.dtype = setting.width, setting.dtype
     config.model.bias = False
     config.training.batch_size = setting.batch
-    config.training.steps = EPOCHS_ENOUGH
+    config.training.steps = STEPS_ENOUGH
     config.parallel.data = 1
     return resolve(config)
 
