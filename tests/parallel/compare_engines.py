@@ -3,15 +3,19 @@
 Run in a process of its own with eight faked devices in XLA_FLAGS, because JAX counts its devices once.
 """
 
+import dataclasses
 import json
 import sys
+import tempfile
 
 import jax
 import numpy as np
 
 from ablax.experiment import base, resolve
 from ablax.training import session
+from ablax.training.checkpoints import Checkpoints
 from ablax.training.parallel import ENGINES
+from ablax.training.state import without_hyper
 
 SMALL = {"model.num_layers": 1, "model.width": 16, "model.num_heads": 2}
 FAMILIES = {
@@ -40,14 +44,16 @@ def batches(spec):
 
 
 def run(experiment, engine_name: str, count: int):
-    """Losses of five steps, the final parameters, and the compiled text of the step."""
+    """Losses of five steps and the final parameters; on several devices the state goes through a checkpoint on the way."""
     clock = session.Clock(5, ROWS * LENGTH, 1.0)
     program = session.build_program(experiment, VOCABULARY, clock)
     engine = ENGINES[engine_name](program, jax.devices()[:count])
     state = engine.init(session.root_key(0), session.hyper_of(experiment))
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), state)
     losses = []
-    for batch in batches(program.spec):
+    for number, batch in enumerate(batches(program.spec)):
+        if number == 2 and count > 1:
+            state = saved_and_restored(state, engine, experiment)
         state, metrics = engine.step(state, batch)
         loss = jax.device_get(metrics["loss"])  # one step at a time: two programs in flight at most
         losses.append(float(loss.total) / int(loss.count))
@@ -55,6 +61,16 @@ def run(experiment, engine_name: str, count: int):
         "the state changed its form"
     )
     return losses, jax.device_get(state.params)
+
+
+def saved_and_restored(state, engine, experiment):
+    """The state as a resumed run finds it."""
+    hyper = session.hyper_of(experiment)
+    template = engine.template(session.root_key(0), hyper)
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        checkpoints.save(int(state.step), without_hyper(state), {}, {})
+        restored, _, _ = checkpoints.restore(without_hyper(template))
+    return dataclasses.replace(restored, hyper=hyper)
 
 
 def main(family: str) -> None:
@@ -81,6 +97,10 @@ def main(family: str) -> None:
             for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other))
         )
         results |= {name: losses, f"{name}_parameters": worst}
+    if family == "decoder":
+        dropped = {**fixed, **knobs, "model.residual_dropout": 0.2, "model.attention_dropout": 0.2}
+        for name, count in (("dropout_one", 1), ("dropout_mesh", 8)):
+            results[name], _ = run(resolve(base(**kinds), dropped), "mesh", count)
     print(json.dumps(results))
 
 

@@ -139,8 +139,14 @@ class PmapEngine:
         return jax.jit(self.program.init)(rng, hyper)
 
     def template(self, rng: jax.Array, hyper: Any) -> TrainState:
-        """Shapes and dtypes of a state, on one device."""
-        return jax.eval_shape(self.program.init, rng, hyper)
+        """Shapes and dtypes of a state on one device; its carry is spread by rows, as a step leaves it."""
+        shapes = jax.eval_shape(self.program.init, rng, hyper)
+        mesh = Mesh(np.asarray(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
+        rows = NamedSharding(mesh, PartitionSpec(AXIS))
+        carry = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), shapes.carry
+        )
+        return dataclasses.replace(shapes, carry=carry)
 
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
         """One training step."""
