@@ -205,12 +205,15 @@ def test_wandb_missing_is_one_line(folder: RunFolder, monkeypatch: pytest.Monkey
 
 
 def test_wandb_offline(folder: RunFolder, monkeypatch: pytest.MonkeyPatch):
-    """Fails if a resumed run gets another id or reuses rows, or a key reaches a file."""
+    """Fails if a resumed run gets another id or reuses rows, a key reaches a file, or --offline goes online."""
     pytest.importorskip("wandb")
     key = "0123456789abcdef" * 2 + "01234567"
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_DATA_DIR", str(folder.path / "data"))
-    config = WritersConfig(console=False, tensorboard=False, wandb=True, wandb_mode="offline")
+    monkeypatch.setenv(
+        "WANDB_MODE", "offline"
+    )  # what --offline sets; the configuration says online
+    config = WritersConfig(console=False, tensorboard=False, wandb=True)
     rows = []
     for cursor in (0, 0):
         with open_writers(config, folder, 10, cursor, say=pytest.fail) as writers:

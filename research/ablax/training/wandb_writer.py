@@ -3,6 +3,7 @@ written here.
 """
 
 import json
+import os
 import secrets
 
 from ablax.config import RequestError
@@ -24,7 +25,7 @@ class WandbWriter:
       project: project of the run.
       entity: user or team; None for the default.
       name: display name.
-      mode: online or offline.
+      mode: online or offline, unless WANDB_MODE says otherwise.
 
     Raises:
       RequestError: if wandb is not installed.
@@ -40,13 +41,15 @@ class WandbWriter:
         self._file = folder.path / "wandb.json"
         kept = json.loads(self._file.read_text()) if self._file.exists() else {}
         self._id = kept.get("id") or secrets.token_hex(4)
+        # wandb would let `mode` win over its own variable, which --offline sets.
+        mode = os.environ.get("WANDB_MODE") or mode
         online = mode == "online"
         self._run = wandb.init(
             project=project,
             entity=entity,
             name=name,
             id=self._id,
-            mode="online" if online else "offline",
+            mode=mode,
             # Offline there is no server to ask; `wandb sync --append` joins the pieces by their id.
             resume="allow" if online else None,
             dir=str(folder.path),
