@@ -10,6 +10,8 @@ import shutil
 import pytest
 
 from ablax import cli
+from ablax.config import RequestError
+from ablax.model import load
 from ablax.training.checkpoints import Checkpoints, SaveError
 
 PAGE = '''"""A page for the tests."""
@@ -210,6 +212,16 @@ def test_wrong_uses_of_a_run(runs, refused, command, words):
     before = files(runs / run)
     assert words in refused(name, f"--workdir={runs / run}", *rest)
     assert files(runs / run) == before
+
+
+def test_a_fitted_model_has_no_steps_and_no_logits(folder, refused, tmp_path, capsys):
+    """Catches: a step that is ignored; an AttributeError where a capability is missing."""
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert cli.main(["train", f"--config={folder / 'page.py'}:ngram", workdir]) == 0
+    capsys.readouterr()
+    assert "has no step 9; use best" in refused("evaluate", workdir, "--step=9", code=2)
+    with pytest.raises(RequestError, match="a NgramConfig has no logits"):
+        load(tmp_path / "run").apply({"tokens": [[1, 2]]})
 
 
 def foreign(copy):

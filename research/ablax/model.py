@@ -162,7 +162,13 @@ class Model:
         )
 
     def apply(self, batch: Mapping[str, Any]) -> jax.Array:
-        """Logits float32 [B T V] of a batch of `tokens` [B T] (positions and segments are made up if absent)."""
+        """Logits float32 [B T V] of a batch of `tokens` [B T] (positions and segments are made up if absent).
+
+        Raises:
+          RequestError: if the model is fitted to counts and has no logits.
+        """
+        if isinstance(self.module, Ngram):
+            raise RequestError(f"a {self.kind} has no logits; it can score and generate")
         tokens = jnp.asarray(batch["tokens"], jnp.int32)
         positions = batch.get(
             "positions", jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -202,6 +208,10 @@ def load(
     experiment = resolve(folder.config(), extend=extend, imports=False)
     tokenizer = load_tokenizer(folder.tokenizer)
     if hasattr(experiment.model, "fit"):
+        if step not in ("best", "last", 0):
+            raise RequestError(
+                f"{folder.path} is fitted to counts and has no step {step}; use best"
+            )
         module = Ngram.load(folder.checkpoints / "ngram.npz")
         return Model(experiment, module, {}, tokenizer, 0, {})
     program = build_program(experiment, tokenizer.vocab_size, LOADED)
