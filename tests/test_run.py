@@ -70,6 +70,18 @@ def test_half_a_line_is_left_out(tmp_path):
     assert [record["step"] for record in RunFolder(tmp_path).metrics()] == [1, 2]
 
 
+def test_code_state_has_the_commit_of_its_own_code(tmp_path):
+    """Catches: the commit of a user's project, in whose folder Ablax is installed, taken for Ablax's."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for name in ("mine", "installed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("x = 1\n")
+    for command in (["init", "-q"], ["add", "mine"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], check=True)
+    assert len(code_state(tmp_path / "mine")["commit"]) == 40
+    assert "commit" not in code_state(tmp_path / "installed")
+
+
 def test_code_state_sees_an_edit(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\n")
     before = code_state(tmp_path)["sha256"]

@@ -191,7 +191,10 @@ def _version(name: str) -> str | None:
 
 
 def code_state(folder: Path) -> dict[str, Any]:
-    """Hash of the Python files of a package, and the git commit with what is uncommitted, where there is one."""
+    """Hash of the Python files of a package, and the git commit with what is uncommitted, where git keeps them.
+
+    A package that is installed inside somebody's checkout is not of their commit.
+    """
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(str(file.relative_to(folder)).encode())
@@ -200,13 +203,13 @@ def code_state(folder: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git = ["git", "-C", str(folder)]
         commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
+            [*git, "rev-parse", "HEAD", "HEAD:./"], capture_output=True, text=True, timeout=5
         )
         dirty = subprocess.run(
             [*git, "status", "--porcelain"], capture_output=True, text=True, timeout=5
         )
         if commit.returncode == 0:
-            state |= {"commit": commit.stdout.strip(), "uncommitted": bool(dirty.stdout.strip())}
+            state |= {"commit": commit.stdout.split()[0], "uncommitted": bool(dirty.stdout.strip())}
     return state
 
 
