@@ -345,6 +345,8 @@ def test_runs_is_a_table(parent):
     assert (row["name"], row["status"], row["step"]) == ("parent", "finished", STEPS)
     assert row["metrics"]["bits_per_byte"] == records_of(parent)[-1]["bits_per_byte"]
     assert row["parameters"] == ablax.load(parent).parameters
+    with pytest.raises(RequestError, match="does not exist"):
+        ablax.runs(parent / "nowhere")
 
 
 def test_what_was_prepared_trains_offline(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from ablax import config as configuration
 from ablax.config import RequestError
 from ablax.data.corpus import open_corpus
 from ablax.experiment import resolve
+from ablax.history import run_folders
 from ablax.model import load
 from ablax.models.ngram import Ngram
 from ablax.run import RunFailed, RunFolder, now, write_json
@@ -193,10 +194,13 @@ def fork(
 
 
 def runs(root: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Every run folder under a root: name, status, step, last evaluation, size of the model, time."""
+    """Every run folder at or under a root: name, status, step, last evaluation, size of the model, time.
+
+    Raises:
+      RequestError: if the root does not exist.
+    """
     table = []
-    for config in sorted(Path(root).expanduser().rglob("config.json")):
-        folder = RunFolder(config.parent)
+    for folder in run_folders(Path(root).expanduser()).values():
         status = folder.status()
         if not status:
             continue
