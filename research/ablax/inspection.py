@@ -14,6 +14,7 @@ import numpy as np
 from ablax.config import Duration, flatten, walk
 from ablax.data.corpus import Corpus, open_corpus
 from ablax.experiment import Experiment
+from ablax.trainer import specials_of
 from ablax.training import session
 from ablax.training.masks import parameter_path
 from ablax.training.parallel import spec_of
@@ -27,8 +28,7 @@ def settings(experiment: Experiment) -> dict[str, Any]:
 
 def corpus_of(experiment: Experiment, offline: bool = False) -> Corpus:
     """Opens the data, tokenising it if that was not done before."""
-    specials = experiment.objective.specials(experiment.data.document_marks)
-    return open_corpus(experiment.data, specials, offline=offline)
+    return open_corpus(experiment.data, specials_of(experiment), offline=offline)
 
 
 def vocabulary_size(experiment: Experiment, corpus: Corpus | None = None) -> int:

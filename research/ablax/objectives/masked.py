@@ -30,7 +30,7 @@ class MaskedConfig:
     )
     span_length: float = knob(
         3.8,
-        "Mean words per span, geometric, at most 10 (SpanBERT, Joshi et al. 2020); unit=span only.",
+        "Words per span: mean of a geometric that is then cut at 10 (SpanBERT, Joshi et al. 2020); unit=span only.",
     )
     label_smoothing: float = knob(
         0.0, "Share of the target's probability spread evenly over the vocabulary.", traced=True
