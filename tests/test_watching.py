@@ -120,3 +120,10 @@ def test_non_finite_values_do_not_break_the_picture():
     bad = history.Curve("loss", "train", (1, 2, 3), (3.0, math.nan, 2.0))
     run = watching.View("a", "running", 3, None, bad, None, None, None)
     assert "loss" in watching.picture([run], 60, 12)
+
+
+def test_a_look_takes_time(tmp_path):
+    """Catches: a negative wait, which is a traceback after the first look; none, which is a busy loop."""
+    for every in (0, -1):
+        with pytest.raises(RequestError, match="must be positive"):
+            watching.watch(tmp_path, every=every)

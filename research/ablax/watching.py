@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ablax.config import RequestError
 from ablax.history import LOSSES, Curve, curve, run_folders, unit
 
 COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white")
@@ -145,7 +146,12 @@ def watch(
       once: show them as they are now and return.
       every: seconds between two looks.
       console: where to; the terminal if None.
+
+    Raises:
+      RequestError: if the folder does not exist, or `every` is not positive.
     """
+    if every <= 0:
+        raise RequestError(f"--every={every} must be positive seconds")
     console = console or Console()
     if once or not console.is_terminal:
         console.print(screen(views(workdir), console))

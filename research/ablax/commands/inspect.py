@@ -8,6 +8,7 @@ import argparse
 from typing import Any
 
 from ablax.commands import flags, output
+from ablax.config import RequestError
 
 PADDING_STYLE, SEGMENT_STYLES = "dim", ("cyan", "magenta", "yellow", "blue")
 MOST_ROWS = 8
@@ -33,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
 
     # Shapes need no accelerator, and another run may hold it.
     choose_platform(args.platform or "cpu")
+    if args.batch < 0:
+        raise RequestError(f"--batch={args.batch} must be 0 or more")
     experiment = flags.resolved(args.config, args.overrides, flags.extensions(args.extend))
     corpus = None
     if args.batch > 0 or inspection.needs_data(experiment):
