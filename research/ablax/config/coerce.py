@@ -55,13 +55,9 @@ def _coerce(annotation: Any, value: Any) -> Any:
 
 def _coerce_scalar(annotation: Any, value: Any) -> Any:
     if annotation is bool and isinstance(value, str):
-        return (
-            {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                value.lower()
-            ]
-            if value.lower() in ("true", "1", "yes", "false", "0", "no")
-            else _wrong()
-        )
+        if value.lower() in ("true", "1", "yes"):
+            return True
+        return False if value.lower() in ("false", "0", "no") else _wrong()
     if annotation is int and isinstance(value, str):
         number = float(value) if re.search(r"[.eE]", value) else int(value)
         return int(number) if number == int(number) else _wrong()

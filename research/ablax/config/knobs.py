@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 Mark = Literal["result", "execution", "cosmetic"]
-
-
 KIND = "kind"
 
 

@@ -70,7 +70,7 @@ def override(
     }
     rest = {path: value for path, value in overrides.items() if not path.endswith("." + KIND)}
     for path, value in rest.copy().items():
-        if _is_family(root, result, path, {**pending}, extend, imports) and not isinstance(
+        if _is_family(root, result, path, pending, extend, imports) and not isinstance(
             value, Mapping
         ):
             if path in pending:
