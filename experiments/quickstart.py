@@ -10,8 +10,9 @@ interpreter that runs this, so nothing is downloaded.
 
 The n-gram model counts the whole training split; the neural ones read 300 steps of 2048 tokens of it. Bits per byte on
 held-out modules are exact and comparable between the first three; the masked model's pseudo-likelihood is not a
-probability of the text, and the report keeps it apart. About three minutes on two CPU cores; docs/LOG.md has what to
-expect. `:tiny` is a smoke test of seconds.
+probability of the text, and the report keeps it apart. Expected (Python 3.11.7): n-gram 1.55 bits per byte, decoder
+1.83, LSTM 2.16; the encoder fills 22 % of its masks; in about 3 minutes on two CPU cores. `:tiny` is a smoke test of
+seconds.
 """
 
 from ablax.experiment import base

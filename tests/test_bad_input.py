@@ -129,7 +129,10 @@ CONFIGURATIONS = {
     ),
     "invalid UTF-8": (["data.source=text:{folder}/latin.txt"], "latin.txt: invalid UTF-8 at byte"),
     "unknown dataset": (["data.source=tfds:no_such_dataset_at_all"], "no_such_dataset_at_all"),
-    "dataset not prepared": (["data.source=tfds:wiki40b/en", "offline"], "wiki40b"),
+    "dataset not prepared": (
+        ["data.source=tfds:wiki40b/en", "offline"],
+        "wiki40b/en is not prepared under",
+    ),
     "shared documents": (
         [
             "data.split.rule=given",

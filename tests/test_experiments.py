@@ -42,7 +42,8 @@ def test_a_page_asks_a_question_and_gives_its_source_and_command(path):
     command = f"--config=experiments/{path.relative_to(ROOT)}"
     assert re.search(r"^    ablax (train|sweep) " + re.escape(command), text, re.MULTILINE)
     assert "--workdir=" in text
-    assert re.search(r"second|minute|hour", text), "says how long it takes"
+    assert re.search(r"\d (s|seconds?|minutes?|hours?)\b", text), "says how long it takes"
+    assert re.search(r"\d\.\d+ (nats|bits) per", text), "says what it should print"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=IDS)

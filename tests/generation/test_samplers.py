@@ -100,7 +100,7 @@ def test_draws_follow_the_distribution():
     # Five standard errors of a share of 20,000 draws.
     np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(0.25 / rows))
     model = np.asarray(jax.nn.log_softmax(logits[0]))
-    np.testing.assert_allclose(log_probs, model[np.asarray(tokens)], rtol=1e-6)
+    np.testing.assert_allclose(log_probs, model[np.asarray(tokens)], rtol=1e-6)  # float32
 
 
 def test_a_rows_draw_does_not_depend_on_its_neighbours(drawn):

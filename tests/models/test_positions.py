@@ -62,6 +62,7 @@ def test_sinusoidal_values():
     vectors = SinusoidalPositions().build(SIZES).apply({}, POINTS, 0.02, method="embedding")
     for i in range(4):
         angle = np.asarray(POINTS[0]) / 10000 ** (2 * i / 8)
+        # float32 angles of a few radians.
         np.testing.assert_allclose(vectors[0, :, i], np.sin(angle), atol=1e-6)
         np.testing.assert_allclose(vectors[0, :, 4 + i], np.cos(angle), atol=1e-6)
 
@@ -79,6 +80,7 @@ def test_rotary_logits_depend_on_the_distance_only(fraction):
         ]
         return float((rotate(query, angles[0]) * rotate(key, angles[1])).sum())
 
+    # float32: sums of six products near 1, angles of up to 14.
     assert logit(3, 1) == pytest.approx(logit(14, 12), abs=1e-5)
     assert logit(3, 1) != pytest.approx(logit(3, 2), abs=1e-3)
     assert logit(0, 0) == pytest.approx(float((query * key).sum()), abs=1e-5)
@@ -101,7 +103,7 @@ def test_alibi_equals_transformers():
     torch = pytest.importorskip("torch")
     for heads in (3, 8, 12):
         theirs = bloom.build_alibi_tensor(torch.ones(1, 2), heads, torch.float32)[:, 0, 1]
-        np.testing.assert_allclose(alibi_slopes(heads), theirs.numpy(), rtol=1e-6)
+        np.testing.assert_allclose(alibi_slopes(heads), theirs.numpy(), rtol=1e-6)  # float32
 
 
 @pytest.mark.parametrize("causal", [True, False])

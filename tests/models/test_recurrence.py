@@ -96,10 +96,10 @@ def test_bfloat16_computes_in_its_dtype_and_keeps_cells_in_float32():
     exact, exact_gradients = results_and_gradients(
         reference, (inputs, kernel, state), masks, weights
     )
-    # 8 bits of mantissa, a few roundings a step.
-    np.testing.assert_allclose(after[1], exact[1][1], atol=0.1)
+    # 8 bits of mantissa, a few roundings a step: 0.002 seen, in both.
+    np.testing.assert_allclose(after[1], exact[1][1], atol=0.01)
     scale = float(jnp.abs(exact_gradients[1]).max())
-    np.testing.assert_allclose(gradients[1], exact_gradients[1], atol=0.05 * scale)
+    np.testing.assert_allclose(gradients[1], exact_gradients[1], atol=0.01 * scale)
     rounded = after[1].astype(jnp.bfloat16).astype(jnp.float32)
     assert (rounded != after[1]).any()
 

@@ -35,6 +35,7 @@ def test_loss_is_the_sum_that_optax_gives():
     batch = {"targets": targets, "loss_weights": weights}
     loss, metrics, _ = CausalConfig().loss(lambda _: (logits, ()), batch, {})
     each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    # Roundings of float32, here and below.
     np.testing.assert_allclose(loss.total, (each * weights).sum(), rtol=1e-6)
     assert int(loss.count) == 4
     correct = (logits.argmax(-1) == targets) * weights

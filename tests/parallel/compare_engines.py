@@ -44,7 +44,7 @@ def batches(spec):
 
 
 def run(experiment, engine_name: str, count: int):
-    """Losses of five steps and the final parameters; on several devices the state goes through a checkpoint on the way."""
+    """Losses of five steps and the final parameters; on several devices the state goes through a checkpoint."""
     clock = session.Clock(5, ROWS * LENGTH, 1.0)
     program = session.build_program(experiment, VOCABULARY, clock)
     engine = ENGINES[engine_name](program, jax.devices()[:count])

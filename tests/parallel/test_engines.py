@@ -15,8 +15,8 @@ ROOT = SCRIPT.parent.parent.parent
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "lstm"])
 def test_mesh_is_pmap_is_one_device(family):
-    """Catches a mean over devices instead of a sum of totals over a sum of counts, a gradient that is not added, a carry
-    that is not split by rows, and one that a resumed run finds on one device."""
+    """Catches a mean over devices instead of a sum of totals over a sum of counts, a gradient that is not added, a
+    carry that is not split by rows, and one that a resumed run finds on one device."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "research"), "XLA_FLAGS": flags}
     done = subprocess.run(

@@ -79,6 +79,7 @@ def test_closed_form_at_every_step(case: str):
     steps = np.arange(TOTAL + 2)
     got = np.asarray(jax.jit(build(config))(jnp.asarray(steps, jnp.int32)))
     assert got.dtype == np.float32
+    # float32 of float64, with a cosine or a power: 5e-8 seen.
     np.testing.assert_allclose(got, [closed_form(s) for s in steps], rtol=2e-6, atol=2e-7)
     assert got.min() >= 0
     assert got.max() <= 1

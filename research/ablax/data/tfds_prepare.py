@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import glob
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -41,6 +42,9 @@ def find_builder(name: str, data_dir: str | None, cache: Path, offline: bool) ->
         with contextlib.suppress(tfds.core.DatasetNotFoundError):
             return _random_access(read_only_builder.builder_from_files(name, data_dir=folder), own)
     try:
+        # Many builders of text are registered only when their part of TFDS is imported.
+        for part in ("text", "summarization", "translate", "question_answering"):
+            importlib.import_module(f"tensorflow_datasets.{part}")
         builder = tfds.builder(name, data_dir=folders[0], file_format="array_record")
     except tfds.core.DatasetNotFoundError:
         raise RequestError(_unknown(name, folders)) from None
