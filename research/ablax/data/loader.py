@@ -7,7 +7,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from ablax.config import RequestError
+from ablax.data.checks import check_range, check_sizes
 from ablax.data.layouts import Layout, Row
 
 Batch = dict[str, np.ndarray]
@@ -53,7 +53,9 @@ class Loader:
         limits: Mapping[str, int] | None = None,
         prefetch: int = 4,
     ):
-        _check(layout, global_batch_size, seed, process_index, process_count, shuffle, prefetch)
+        check_sizes(
+            layout, global_batch_size, seed, process_index, process_count, shuffle, prefetch
+        )
         self.layout, self.global_batch_size, self.rows_per_epoch = (
             layout,
             global_batch_size,
@@ -114,7 +116,7 @@ class Loader:
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         for name, limit in self._limits.items():
             if name in batch:
-                _check_range(name, batch[name], limit)
+                check_range(name, batch[name], limit)
         return batch
 
     def _rows(
@@ -192,49 +194,3 @@ class _Batches(grain.MapDataset):
         positions = range(first, first + self._local)
         order: Any = self._parent
         return self._make(positions, [order[position] for position in positions])
-
-
-def _check(
-    layout: Layout,
-    global_batch_size: int,
-    seed: int,
-    process_index: int,
-    process_count: int,
-    shuffle: bool | None,
-    prefetch: int,
-) -> None:
-    if global_batch_size < 1 or global_batch_size % process_count:
-        raise RequestError(
-            f"training.batch_size is {global_batch_size}: "
-            f"it must be a positive multiple of the {process_count} processes"
-        )
-    if not 0 <= process_index < process_count:
-        raise RequestError(f"process_index is {process_index}: it must be in [0, {process_count})")
-    if not 0 <= seed < 2**32:
-        raise RequestError(f"seed is {seed}: it must be in [0, 2^32)")
-    if prefetch < 0:
-        raise RequestError(f"data.prefetch is {prefetch}: it must be 0 or more batches")
-    lanes = getattr(layout, "batch_size", None)
-    if lanes is not None and lanes != global_batch_size:
-        raise RequestError(
-            f"the layout has {lanes} lanes and a batch {global_batch_size} rows: make them equal"
-        )
-    if lanes is not None and shuffle:
-        raise RequestError(
-            "streams cannot be shuffled: set shuffle to none, or choose windows or packed rows"
-        )
-    if len(layout) < global_batch_size:
-        raise RequestError(
-            f"the split has {len(layout)} rows of {layout.sequence_length + 1} tokens "
-            f"and a batch {global_batch_size}: "
-            "lower training.batch_size or data.sequence_length, or use a longer split"
-        )
-
-
-def _check_range(name: str, values: np.ndarray, limit: int) -> None:
-    # As unsigned, a negative number is larger than every limit: one pass instead of two.
-    if values.view(np.dtype(f"u{values.itemsize}")).max(initial=0) >= limit:
-        raise RequestError(
-            f"{name} has values in [{values.min()}, {values.max()}] and not only in [0, {limit}): "
-            "look at the transform and the tokenizer"
-        )

@@ -11,6 +11,7 @@ import numpy as np
 from ablax.config import Duration, RequestError, knob
 from ablax.run import Preempted
 from ablax.training.meter import Meter, NonFinite, finite
+from ablax.training.phases import Phases
 from ablax.training.state import TrainState
 from ablax.training.step import StepConfig
 
@@ -56,6 +57,7 @@ class Loop:
       save: (step, state, record of the evaluation or None, meter's state).
       stop: asks whether somebody wants the run to end now: a reason, or None.
       last_good: step of the newest checkpoint, for messages.
+      phases: where the run is.
     """
 
     engine: Any
@@ -68,6 +70,7 @@ class Loop:
     save: Callable[[int, TrainState, Mapping[str, Any] | None, Mapping[str, Any]], None]
     stop: Callable[[], str | None]
     last_good: Callable[[], int | None]
+    phases: Phases = dataclasses.field(default_factory=Phases)
 
     def run(self, state: TrainState) -> TrainState:
         """From the state's step to the last.
@@ -76,10 +79,13 @@ class Loop:
           NonFinite: naming the step and the last good checkpoint; the non-finite state is not saved.
           Preempted: after the state was saved, if `stop` asked for it.
         """
-        batches, pending = self.batches(int(state.step)), None
-        clock = time.perf_counter()
-        for done in range(int(state.step) + 1, self.total + 1):
-            state, metrics = self.engine.step(state, next(batches))
+        start, pending = int(state.step), None
+        batches, clock = self.batches(start), time.perf_counter()
+        for done in range(start + 1, self.total + 1):
+            self.phases.enter("data", done)
+            batch = next(batches)
+            self.phases.enter("compile" if done == start + 1 else "step", done)
+            state, metrics = self.engine.step(state, batch)
             # Fetched one step late: the device works on this step while the host reads the one before, and there
             # are never more than two programs in flight.
             if pending:
@@ -94,15 +100,18 @@ class Loop:
             if not finite(state.params):
                 raise self.not_finite("a parameter is not finite", done)
             if evaluating:
+                self.phases.enter("evaluate", done)
                 record = self.evaluate(state, done)
                 self.write(record)
             if saving or reason:
+                self.phases.enter("save", done)
                 self.save(done, state, record, self.meter.state())
             if reason and done < self.total:
                 raise Preempted(
                     f"{reason}: saved at step {done} of {self.total}; run the same command to go on"
                 )
             clock = time.perf_counter()
+        self.phases.enter("end", self.total)
         return state
 
     def due(self, every: int, done: int) -> bool:
