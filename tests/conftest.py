@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 if str(ROOT / "research") not in sys.path:
     sys.path.insert(0, str(ROOT / "research"))
 
-from ablax.run import tune_malloc
+from ablax.allocator import tune_malloc
 
 tune_malloc()
 

@@ -151,6 +151,8 @@ CONFIGURATIONS = {
         ["model=encoder", "objective=masked", "data.tokenizer=file:{folder}/none.json"],
         "none.json",
     ),
+    "no metric for the best": (["checkpoint.best=nats"], "checkpoint.best=nats is no metric"),
+    "accuracy for the best": (["checkpoint.best=token_accuracy"], "whose smallest value"),
     "schedule longer than the run": (["schedule.warmup=50"], "warmup"),
 }
 
@@ -219,6 +221,10 @@ def test_wrong_uses_of_a_run(runs, refused, command, words):
 
 def test_a_fitted_model_has_no_steps_and_no_logits(folder, refused, tmp_path, capsys):
     """Catches: a step that is ignored; an AttributeError where a capability is missing."""
+    page = f"--config={folder / 'page.py'}:ngram"
+    said = refused("train", page, f"--workdir={tmp_path / 'debug'}", "--debug")
+    assert "a NgramConfig is fitted to counts; leave it out" in said
+    assert not (tmp_path / "debug").exists()
     workdir = f"--workdir={tmp_path / 'run'}"
     assert cli.main(["train", f"--config={folder / 'page.py'}:ngram", workdir]) == 0
     capsys.readouterr()
@@ -313,6 +319,27 @@ def test_no_good_checkpoint_at_all(copy, capsys):
 def test_a_broken_run_folder(copy, refused):
     (copy / "config.json").write_text('{"name": ')
     assert "config.json cannot be read" in refused("evaluate", f"--workdir={copy}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("data.source=text:{folder}/none*.txt", "no file matches"),
+        ("data.source=text:{folder}/binary.txt", "binary file"),
+        ("training.batch_size=4096", "lower training.batch_size"),
+        ("evaluation.split=test", "there is no split 'test'"),
+        ("evaluation.context=64", "evaluation.context to at most 16"),
+    ],
+)
+def test_a_refused_fresh_start_leaves_the_old_run(folder, copy, refused, change, words):
+    """Catches: the old run moved aside before it is known that another can take its place."""
+    before = files(copy)
+    flags = ["--fresh", f"--config.{change.format(folder=folder)}"]
+    said = refused("train", f"--config={folder / 'page.py'}", f"--workdir={copy}", *flags)
+    assert words in said
+    assert files(copy) == before
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+    assert load(copy).step == 2
 
 
 @pytest.mark.parametrize("fresh", [False, True])

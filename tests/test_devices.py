@@ -1,13 +1,16 @@
 """Detection of accelerators with injected machines: never the CPU in place of an accelerator that is there."""
 
 import os
+import platform
+import sys
 from pathlib import Path
 
 import pytest
 
 from ablax import devices
+from ablax.allocator import tune_malloc
 from ablax.config import RequestError
-from ablax.machine import Holder, Machine, probe
+from ablax.machine import Holder, Machine, look, probe
 
 GPU = {"nvidia_driver": "550.54.15", "gpus": ("NVIDIA H100",), "gpu_nodes": ("/dev/nvidia0",)}
 CUDA12 = {"jax-cuda12-plugin": "0.10.2"}
@@ -112,6 +115,25 @@ def test_probe_reads_nodes_driver_and_environment(tmp_path):
     assert broken.accelerator == "cuda"
     hidden = probe(tmp_path, {**environ, "CUDA_VISIBLE_DEVICES": ""}, lambda command: (9, ""))
     assert hidden.accelerator is None
+
+
+@pytest.mark.parametrize("nodes", [("accel0",), ("vfio/0", "vfio/vfio"), ("nvidia0",)])
+def test_the_allocator_is_left_alone_beside_an_accelerator(tmp_path, monkeypatch, nodes):
+    """Catches: a TPU of the newer kind, which shows /dev/vfio alone, taken for a machine with CPUs only."""
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("ABLAX_MALLOC", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    vendor = tmp_path / "sys/bus/pci/devices/0000:00:05.0/vendor"
+    for path in (*(tmp_path / "dev" / name for name in nodes), vendor):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    vendor.write_text("0x1ae0\n")
+    assert not tune_malloc(lambda: look(tmp_path))
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    linux = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+    assert tune_malloc(lambda: look(tmp_path)) == linux
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert not tune_malloc(Machine)
 
 
 def test_holders_of_a_tpu_are_found_by_their_open_files(tmp_path):

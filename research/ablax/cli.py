@@ -107,8 +107,8 @@ def dispatch(argv: Sequence[str], own_process: bool = False) -> int:
 
 def run_command(name: str, argv: Sequence[str], own_process: bool = False) -> int:
     """Runs one command with its arguments; `--config.*` reach it as `args.overrides`."""
+    from ablax.allocator import tune_malloc
     from ablax.config import RequestError, split_overrides
-    from ablax.run import tune_malloc
 
     module = command_module(name)
     parser = Parser(prog=f"ablax {name}", description=module.__doc__)

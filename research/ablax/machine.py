@@ -86,7 +86,7 @@ def probe(
       environ: the environment to look at.
       run: runs a command and returns (exit code, output).
     """
-    driver, error, gpus, holders = None, None, (), ()
+    driver, error, gpus, holders, seen = None, None, (), (), look(root, environ)
     if shutil.which("nvidia-smi", path=environ.get("PATH")):
         code, text = run(["nvidia-smi", "--query-gpu=driver_version,name", "--format=csv,noheader"])
         rows = [line.split(", ", 1) for line in text.splitlines() if ", " in line]
@@ -95,18 +95,23 @@ def probe(
             holders = _gpu_holders(run)
         else:
             error = text.splitlines()[0] if text else f"nvidia-smi exits with {code}"
-    tpu_nodes = _nodes(root, "accel[0-9]*") or _tpu_vfio(root)
-    return Machine(
+    return dataclasses.replace(
+        seen,
         nvidia_driver=driver,
         nvidia_error=error,
         gpus=gpus,
-        gpu_nodes=_nodes(root, "nvidia[0-9]*"),
-        tpu_nodes=tpu_nodes,
         plugins=_plugins(),
         shadowing=_shadowing(environ.get("LD_LIBRARY_PATH", "")),
-        holders=holders or _node_holders(root, tpu_nodes),
-        hidden=environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "none", "NoDevFiles"),
+        holders=holders or _node_holders(root, seen.tpu_nodes),
     )
+
+
+def look(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Machine:
+    """The part of `probe` that takes no time: device nodes and the environment. Never raises."""
+    hidden = environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "none", "NoDevFiles")
+    # TPU machines show /dev/accel*, newer ones /dev/vfio/*.
+    tpu_nodes = _nodes(root, "accel[0-9]*") or _tpu_vfio(root)
+    return Machine(gpu_nodes=_nodes(root, "nvidia[0-9]*"), tpu_nodes=tpu_nodes, hidden=hidden)
 
 
 def _nodes(root: Path, pattern: str) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ code/          sources of classes from outside Ablax
 """
 
 import contextlib
-import ctypes
 import datetime
 import fcntl
 import hashlib
@@ -214,33 +213,6 @@ def code_state(folder: Path) -> dict[str, Any]:
         if commit.returncode == 0:
             state |= {"commit": commit.stdout.split()[0], "uncommitted": bool(dirty.stdout.strip())}
     return state
-
-
-# M_ARENA_MAX (XLA's threads would allocate outside the main arena), M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
-_MALLOC = {-8: 1, -3: 1 << 30, -1: 2**31 - 1, -2: 256 << 20}
-
-
-def tune_malloc() -> bool:
-    """Lets glibc keep freed memory, before the first large allocation, when only the CPU will compute.
-
-    By default glibc returns every large buffer to the kernel as soon as it is freed, and each training step faults
-    all of its pages in again. ABLAX_MALLOC=0 switches this off. docs/LOG.md has the speed and the memory it costs.
-
-    Returns:
-      Whether the allocator was tuned.
-    """
-    if sys.platform != "linux" or os.environ.get("ABLAX_MALLOC") == "0":
-        return False
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    accelerated = os.path.exists("/dev/nvidia0") or os.path.exists("/dev/accel0")
-    if platforms not in ("", "cpu") or (accelerated and platforms != "cpu"):
-        return False
-    try:
-        libc = ctypes.CDLL(None)
-        libc.gnu_get_libc_version()  # absent in other C libraries
-        return all(libc.mallopt(option, value) for option, value in _MALLOC.items())
-    except (OSError, AttributeError):
-        return False
 
 
 def keep_sources(folder: Path, sources: Mapping[str, str]) -> None:

@@ -82,30 +82,37 @@ def train(
     say = say or (lambda text: print(text, file=sys.stderr) if progress else None)
     folder = RunFolder(workdir)
     if debug:
+        if hasattr(experiment.model, "fit"):
+            raise RequestError(
+                f"--debug overfits a batch by steps, and a {type(experiment.model).__name__} is fitted to counts; "
+                "leave it out"
+            )
         corpus = open_corpus(experiment.data, specials_of(experiment), offline=offline)
         found = overfit(experiment, corpus, say)
         return Run(folder.path, True, found["steps"], found, found["seconds"], None, 0)
+    work: Descent | Fitting | None = None
+    report = _progress(say) if progress else None
     if fresh:
         with folder.lock():  # nobody else may be writing what is moved away
-            pass
+            # What can be refused is refused while the old run is still in its place.
+            specials = specials_of(experiment)
+            work = planned(
+                experiment, open_corpus(experiment.data, specials, offline=offline, progress=report)
+            )
         if moved := folder.set_aside():
             say(f"moved the old run to {moved}")
     if resuming := folder.exists():
         check_same(folder, experiment, extend)
     with folder.lock():
-        if resuming and (done := finished(folder, experiment)):
-            say(
-                f"{folder.path} is finished at step {done.step}; raise training.steps to go on, or use --fresh"
-            )
-            return done
-        corpus = open_run_corpus(experiment, folder, offline, progress, say)
-        if hasattr(experiment.model, "fit"):
-            work = Fitting(experiment, corpus)
-        else:
-            work = Descent.plan(experiment, corpus)
-        check_split(corpus, experiment.evaluation.split)
-        work.check_growth(folder)
-        begin(folder, experiment, corpus)
+        if work is None:
+            if resuming and (done := finished(folder, experiment)):
+                say(
+                    f"{folder.path} is finished at step {done.step}; raise training.steps to go on, or use --fresh"
+                )
+                return done
+            work = planned(experiment, open_run_corpus(experiment, folder, offline, report))
+            work.check_growth(folder)
+        begin(folder, experiment, work.corpus)
         try:
             work.run(folder, progress, say)
         except BaseException as error:
@@ -116,6 +123,18 @@ def train(
                 folder.update(status=status, error=str(error)[:500])
             raise
     return run_of(folder)
+
+
+def planned(experiment: Experiment, corpus: Corpus) -> Descent | Fitting:
+    """The work of a run, put together before anything is written.
+
+    Raises:
+      RequestError: for what does not fit the data or the devices.
+    """
+    fitted = hasattr(experiment.model, "fit")
+    work = Fitting(experiment, corpus) if fitted else Descent.plan(experiment, corpus)
+    check_split(corpus, experiment.evaluation.split)
+    return work
 
 
 def check_same(folder: RunFolder, experiment: Experiment, extend: Iterable[Any]) -> None:
@@ -183,8 +202,7 @@ def open_run_corpus(
     experiment: Experiment,
     folder: RunFolder,
     offline: bool,
-    progress: bool,
-    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None] | None,
 ) -> Corpus:
     """The run's data; a run that goes on keeps its tokenizer and refuses data that changed.
 
@@ -197,7 +215,7 @@ def open_run_corpus(
         specials_of(experiment),
         tokenizer=load_tokenizer(folder.tokenizer) if exists else None,
         offline=offline,
-        progress=_progress(say) if progress else None,
+        progress=progress,
     )
     before = folder.status().get("data")
     if before is not None and before != corpus.fingerprints():

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ablax.run import tune_malloc
+from ablax.allocator import tune_malloc
 
 tune_malloc()  # before JAX and PyTorch allocate
 

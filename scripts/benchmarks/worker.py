@@ -77,7 +77,7 @@ def interleaved(
 
 def jax_sides(setting: Setting, folder: Path, stack: contextlib.ExitStack) -> tuple[Sides, Any]:
     """Ours and the hand-written step."""
-    from ablax.run import tune_malloc
+    from ablax.allocator import tune_malloc
 
     tuned = tune_malloc()
     from bare import Bare
@@ -96,7 +96,7 @@ def jax_sides(setting: Setting, folder: Path, stack: contextlib.ExitStack) -> tu
 def torch_sides(setting: Setting, folder: Path, stack: contextlib.ExitStack) -> tuple[Sides, Any]:
     """nanoGPT's step, and the same with the fused optimizer."""
     if os.environ.get("ABLAX_MALLOC") == "1":
-        from ablax.run import tune_malloc
+        from ablax.allocator import tune_malloc
 
         tune_malloc()
     import numpy as np

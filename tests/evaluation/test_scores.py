@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from ablax.config import RequestError
-from ablax.evaluation.scores import MetricIdentity, Scores, read_scores, totals, write_scores
+from ablax.evaluation.scores import (
+    MetricIdentity,
+    Scores,
+    metric_names,
+    read_scores,
+    totals,
+    write_scores,
+)
 
 SCORES = Scores(
     nats=np.array([2.0, 10.0]),
@@ -53,6 +60,13 @@ def test_masked_measures_never_share_a_name_with_likelihoods():
         assert identity(measure).to_dict()["comparable"] is False
     assert totals(SCORES, identity("masked"))["masked_accuracy"] == 0.5
     assert "pseudo_bits_per_byte" in totals(SCORES, identity("pseudo_likelihood"))
+
+
+@pytest.mark.parametrize("measure", ["likelihood", "masked", "pseudo_likelihood"])
+def test_the_names_of_metrics_are_known_before_there_is_a_number(measure):
+    """Catches: a metric that can be measured but not asked for."""
+    found = set(totals(SCORES, identity(measure))) - {"documents", "tokens", "bytes"}
+    assert found == set(metric_names(measure))
 
 
 def test_scores_come_back_from_their_files(tmp_path):

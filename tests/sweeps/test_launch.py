@@ -118,6 +118,18 @@ def test_a_plan_may_grow_but_not_change(tmp_path, trained):
         run(tmp_path, more, metric="nats_per_token")
 
 
+def test_a_metric_that_no_arm_reports_is_refused_before_anything_is_written(tmp_path, trained):
+    """Catches: all cells trained for a report without a single number."""
+    with pytest.raises(RequestError, match="no arm reports it; did you mean 'bits_per_byte'"):
+        run(tmp_path / "sweep", metric="bits_per_bite")
+    masked = chain(named("one"), named("two", {"model": "encoder", "objective": "masked"}))
+    with pytest.raises(RequestError, match=r"there are: bits_per_byte, .*, pseudo_token_accuracy"):
+        run(tmp_path / "sweep", masked, metric="rouge")
+    assert not (tmp_path / "sweep").exists()
+    assert trained == []
+    assert len(run(tmp_path / "sweep", masked, metric="masked_accuracy").statuses) == 2
+
+
 def test_the_plan_is_written_whole(tmp_path, trained):
     run(tmp_path, name="page.py:tiny")
     plan = json.loads((tmp_path / "sweep.json").read_text())

@@ -135,6 +135,19 @@ def test_a_baseline_that_is_not_comparable_refuses_every_comparison(tmp_path):
     assert "no baseline: encoder" in lstm["why"]
 
 
+def test_another_metric_may_be_asked_for(sweep, tmp_path):
+    """Catches: a flag that is ignored; a table without numbers for a metric that nobody has."""
+    found = report.report(sweep, "accuracy")
+    assert (found["metric"], len(found["arms"])) == ("accuracy", 3)
+    assert {row["mean"] for row in found["arms"]} == {0.5}
+    with pytest.raises(RequestError, match="no finished cell has it; did you mean 'accuracy'"):
+        report.report(sweep, "acuracy")
+    make_sweep(tmp_path, ("ngram",), count=1)
+    write_json(record_path(tmp_path, "ngram/seed0"), {"status": "failed", "error": "boom"})
+    with pytest.raises(RequestError, match="no cell has finished"):
+        report.report(tmp_path, "accuracy")
+
+
 def test_a_folder_without_a_sweep_is_refused(tmp_path):
     with pytest.raises(RequestError, match="holds no sweep"):
         report.report(tmp_path)

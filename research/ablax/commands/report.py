@@ -8,13 +8,16 @@ from ablax.commands import flags, output
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `ablax report`."""
     flags.add_workdir(parser, "the sweep's folder")
+    parser.add_argument(
+        "--metric", help="what arms are compared by; default: what the sweep was started with"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Reports; JSON on stdout, a table on stderr."""
     from ablax.sweeps import report
 
-    found = report.write(args.workdir)
+    found = report.write(args.workdir, args.metric)
     output.emit(found)
     other = [f"not comparable: {line}" for line in report.apart(found)]
     where = [f"written: {path}" for path in (found["page"], found["picture"]) if path]

@@ -93,6 +93,21 @@ class MetricIdentity:
         return fields | {"comparable": self.reason is None, "reason": self.reason}
 
 
+PREFIXES: dict[Measure, str] = {
+    "likelihood": "",
+    "pseudo_likelihood": "pseudo_",
+    "masked": "masked_",
+}
+
+
+def metric_names(measure: Measure) -> tuple[str, ...]:
+    """What `totals` may report of a measure, beside sizes; which of it depends on tokenizer and model."""
+    if measure == "masked":
+        return ("masked_nats_per_token", "masked_accuracy")
+    names = ("nats_per_token", "perplexity", "bits_per_byte", "token_accuracy")
+    return tuple(PREFIXES[measure] + name for name in names)
+
+
 def totals(scores: Scores, identity: MetricIdentity) -> dict[str, float]:
     """Metrics of all documents together: sums in float64, divided once.
 
@@ -112,9 +127,7 @@ def totals(scores: Scores, identity: MetricIdentity) -> dict[str, float]:
         raise RequestError(
             f"none of the {len(scores.names)} documents has a token that counts; use a longer split"
         )
-    prefix = {"likelihood": "", "pseudo_likelihood": "pseudo_", "masked": "masked_"}[
-        identity.measure
-    ]
+    prefix = PREFIXES[identity.measure]
     result = {"documents": float(len(scores.names)), "tokens": tokens, "bytes": size}
     result[f"{prefix}nats_per_token"] = nats / tokens
     if identity.measure != "masked":

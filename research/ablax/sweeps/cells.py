@@ -127,7 +127,7 @@ def write_plan(sweep: Path, cells: Sequence[Cell], metric: str, experiment: str)
         if (before["baseline"], before["metric"]) != (content["baseline"], metric):
             raise RequestError(
                 f"{sweep} compares {before['metric']} with arm {before['baseline']!r}, not {metric} with "
-                f"{content['baseline']!r}; use a new --workdir"
+                f"{content['baseline']!r}; `ablax report --metric` compares by another, or use a new --workdir"
             )
     write_json(sweep / PLAN_FILE, content)
     return content

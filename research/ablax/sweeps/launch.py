@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ablax import trainer
-from ablax.config import RequestError
+from ablax.config import RequestError, suggest
 from ablax.experiment import resolve
 from ablax.run import Preempted, RunFolder, write_json
 from ablax.sweeps.cells import Cell, cells_of, read_record, record_path, write_plan
+from ablax.training.evaluators import metrics_of
 
 METRIC = "bits_per_byte"
 
@@ -76,12 +77,15 @@ def launch(
       say: called with a line of talk at each cell.
 
     Raises:
-      RequestError: if the plan or a cell of it is refused, or the folder holds another plan or experiment.
+      RequestError: if the plan, a cell of it or the metric is refused, or the folder holds another plan or experiment.
       Preempted, KeyboardInterrupt: from the cell that was running, which is saved.
     """
     workdir, extend = Path(workdir), tuple(extend)
     cells = cells_of(plan)
     resolved = resolve_cells(config, cells, extend)
+    known = sorted({name for experiment in resolved.values() for name in metrics_of(experiment)})
+    if metric not in known:
+        raise RequestError(f"--metric={metric}: no arm reports it{suggest(metric, known)}")
     for cell in cells:
         folder = RunFolder(workdir / cell.folder)
         if folder.exists():

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablax.config import RequestError, suggest
 from ablax.history import unit
 from ablax.run import RunFolder
 from ablax.sweeps.cells import read_plan, read_record
@@ -24,11 +25,12 @@ COLUMNS = (
 )
 
 
-def report(sweep: Path | str) -> dict[str, Any]:
+def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
     """Compares the arms of a sweep.
 
     Args:
       sweep: the sweep's folder.
+      metric: what arms are compared by; what the sweep was started with when None.
 
     Returns:
       `metric`, `unit`, `baseline`, `experiment`; `arms`: one dict per comparable arm, best mean first;
@@ -36,7 +38,7 @@ def report(sweep: Path | str) -> dict[str, Any]:
       or are missing.
 
     Raises:
-      RequestError: if the folder holds no sweep.
+      RequestError: if the folder holds no sweep, or no finished cell has the metric.
     """
     sweep = Path(sweep)
     plan = read_plan(sweep)
@@ -50,7 +52,11 @@ def report(sweep: Path | str) -> dict[str, Any]:
     for cell in plan["cells"]:
         if records[cell["folder"]]["status"] == "finished":
             by_arm[cell["arm"]][cell["seed"]] = records[cell["folder"]]
-    metric, baseline = plan["metric"], plan["baseline"]
+    if metric is None:
+        metric = str(plan["metric"])
+    else:
+        _check_metric(metric, by_arm)
+    baseline = plan["baseline"]
     rules = {
         cell["folder"]: _rule(sweep / cell["folder"], records[cell["folder"]])
         for cell in plan["cells"]
@@ -79,6 +85,26 @@ def report(sweep: Path | str) -> dict[str, Any]:
         "arms": sorted(arms, key=lambda row: sign * row["mean"]),
         "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
         "unfinished": unfinished,
+    }
+
+
+def _check_metric(metric: str, by_arm: Mapping[str, Mapping[int, dict]]) -> None:
+    runs = [run for seeds in by_arm.values() for run in seeds.values()]
+    known = {name for run in runs for name in _metrics(run)}
+    if not known:
+        raise RequestError(
+            f"--metric={metric}: no cell has finished, so there is nothing to compare"
+        )
+    if metric not in known:
+        raise RequestError(f"--metric={metric}: no finished cell has it{suggest(metric, known)}")
+
+
+def _metrics(run: Mapping[str, Any]) -> dict[str, float]:
+    """What a run measured; sizes of the split and the step are none."""
+    return {
+        name: value
+        for name, value in run["metrics"].items()
+        if isinstance(value, float) and name not in ("documents", "tokens", "bytes")
     }
 
 
@@ -154,12 +180,11 @@ def _row(
 
 
 def _apart(arm: str, runs: Mapping[int, dict], why: str) -> dict[str, Any]:
-    """The means of an arm's own metrics; sizes of the split and the step are none."""
+    """The means of an arm's own metrics."""
     numbers: dict[str, dict[int, float]] = {}
     for seed, run in runs.items():
-        for name, value in run["metrics"].items():
-            if isinstance(value, float) and name not in ("documents", "tokens", "bytes"):
-                numbers.setdefault(name, {})[seed] = value
+        for name, value in _metrics(run).items():
+            numbers.setdefault(name, {})[seed] = value
     means = {name: summary(found).mean for name, found in numbers.items()}
     return {"arm": arm, "n": len(runs), "reason": why, "metrics": means, **_costs(runs)}
 
@@ -235,14 +260,14 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def write(sweep: Path | str) -> dict[str, Any]:
-    """Compares the arms and writes `report.md` and `curves.png` into the sweep's folder.
+def write(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
+    """Compares the arms (see `report`) and writes `report.md` and `curves.png` into the sweep's folder.
 
     Returns:
       What `report` returns, with `page` and `picture` (None without any curve).
     """
     sweep = Path(sweep)
-    found = report(sweep)
+    found = report(sweep, metric)
     other = [row["arm"] for row in found["not_comparable"]]
     drawn = learning_curves(sweep, sweep / PICTURE, other)
     (sweep / PAGE).write_text(markdown(found, PICTURE if drawn else None), encoding="utf-8")

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 
 from ablax import config as configuration
-from ablax.config import RequestError
+from ablax.config import RequestError, suggest
 from ablax.data.corpus import Corpus
 from ablax.data.loader import Loader
 from ablax.evaluation.scoring import check_context
 from ablax.run import Preempted, RunFolder, now
 from ablax.training import session
 from ablax.training.checkpoints import Checkpoints, SaveError
-from ablax.training.evaluators import Evaluator
+from ablax.training.evaluators import Evaluator, metrics_of
 from ablax.training.loop import Every, Loop
 from ablax.training.meter import Meter
 from ablax.training.schedules import unchanged_until
@@ -58,6 +58,11 @@ class Descent:
         loader = session.training_loader(experiment, corpus)
         clock = session.Clock.of(experiment.training.steps, loader)
         program = session.build_program(experiment, corpus.tokenizer.vocab_size, clock)
+        best = session.best_metric(experiment)
+        known = [name for name in metrics_of(experiment) if "accuracy" not in name]
+        if best not in known:
+            problem = "is no metric of these evaluations whose smallest value is the best"
+            raise RequestError(f"checkpoint.best={best} {problem}{suggest(best, known)}")
         check_context(
             program.module, experiment.evaluation.context or experiment.data.sequence_length
         )

@@ -12,7 +12,13 @@ from ablax.data.corpus import Corpus
 from ablax.evaluation.masked import score_masked, score_pseudo_likelihood
 from ablax.evaluation.ngram_scoring import score_documents_by_ngram
 from ablax.evaluation.pieces import Documents
-from ablax.evaluation.scores import MetricIdentity, Scores, totals, write_scores
+from ablax.evaluation.scores import (
+    MetricIdentity,
+    Scores,
+    metric_names,
+    totals,
+    write_scores,
+)
 from ablax.evaluation.scoring import score_documents
 from ablax.objectives.batch import vocabulary_of
 
@@ -54,6 +60,14 @@ def check_split(corpus: Corpus, split: str) -> None:
     """Raises RequestError if there is no such split."""
     if split not in corpus.stores:
         raise RequestError(f"there is no split {split!r}; there are: {', '.join(corpus.stores)}")
+
+
+def metrics_of(experiment: Any) -> tuple[str, ...]:
+    """The metrics that an experiment's evaluations may report."""
+    if experiment.objective.CAUSAL:
+        return metric_names("likelihood")
+    pseudo = metric_names("pseudo_likelihood") if experiment.evaluation.pseudo_documents else ()
+    return metric_names("masked") + pseudo
 
 
 def sample(corpus: Corpus, split: str, count: int | None) -> tuple[Documents, tuple[str, ...]]:
