@@ -8,7 +8,10 @@ import shutil
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 from ablax.testing import check_attention
 
@@ -71,11 +74,26 @@ def test_it_is_a_page_long():
     assert len((PACKAGE / "sink_attention.py").read_text().splitlines()) < 40
 
 
-def test_it_obeys_the_laws():
+@pytest.fixture(scope="module")
+def attention():
     spec = importlib.util.spec_from_file_location("sink_attention", PACKAGE / "sink_attention.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    check_attention(module.SinkAttention)
+    return module.SinkAttention
+
+
+def test_it_obeys_the_laws(attention):
+    check_attention(attention)
+
+
+def test_a_wrong_shape_fails_with_its_names(attention):
+    """Catches: `typed` left out, so that einsum says what does not fit, or nothing does."""
+    heads, keys = np.ones((2, 6, 4, 8), np.float32), np.ones((2, 6, 2, 8), np.float32)
+    mask = np.ones((2, 1, 6, 6), bool)
+    attend = attention().build()
+    with pytest.raises(TypeCheckError, match="value") as error:
+        attend(*map(jnp.asarray, (heads, keys, keys[..., :4])), mask=jnp.asarray(mask))
+    assert "B S K H" in str(error.value)
 
 
 def test_it_trains(user):

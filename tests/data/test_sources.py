@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ablax.config import RequestError
 from ablax.data.sources import JsonlConfig, TextConfig, Texts, TfdsConfig
 from ablax.data.splits import SplitConfig, open_splits
 from ablax.data.tfrecord import masked_crc32c, read_tfrecords
+from toy_dataset import COUNTS, prepare_toy, review
 
 TEXT = "one\r\ntwo \n\n \t\nthrée\nfour\n\n\n🙂 five"
 
@@ -164,47 +164,16 @@ def write_tfrecords(path, iterator):
             file.write(struct.pack("<I", masked_crc32c(record)))
 
 
-@pytest.fixture(scope="module")
-def toy_builder():
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class ToyReviews(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.2.0")
-        code_path = None
-
-        def _info(self):
-            text = tfds.features.Text()
-            features = {
-                "review": text,
-                "title": text,
-                "stars": tfds.features.Tensor(shape=(), dtype=np.int64),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-            )
-
-        def _split_generators(self, dl_manager):
-            counts = {"train": 20, "validation": 5, "test": 3}
-            return {name: self._generate_examples(count) for name, count in counts.items()}
-
-        def _generate_examples(self, count):
-            for i in range(count):
-                yield i, {"review": f"{count}.{i} é\r\n🙂\0", "title": f"t{i}", "stars": i % 5}
-
-    return ToyReviews
-
-
 @pytest.fixture(scope="module", params=["array_record", "tfrecord"])
-def prepared(request, toy_builder, tmp_path_factory):
+def prepared(request, tmp_path_factory):
     """A folder of a dataset that somebody prepared in one of TFDS's formats."""
     from tensorflow_datasets.core import file_adapters
 
     folder = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_adapters.TfRecordFileAdapter, "write_examples", write_tfrecords)
-        builder = toy_builder(data_dir=folder, file_format=request.param)
-        builder.download_and_prepare()
-    assert list(Path(builder.data_path).glob(f"*.{request.param}-*"))
+        files = prepare_toy(folder, file_format=request.param)
+    assert list(files.glob(f"*.{request.param}-*"))
     return folder
 
 
@@ -214,8 +183,7 @@ def test_tfds_gives_its_splits_without_tensorflow(prepared, tmp_path, monkeypatc
     for _ in range(2):
         splits = open_splits(config, SplitConfig(rule="given"), tmp_path, True)
         assert {name: list(source) for name, source in splits.items()} == {
-            name: [f"{count}.{i} é\r\n🙂\0" for i in range(count)]
-            for name, count in (("train", 20), ("validation", 5), ("test", 3))
+            name: [review(count, i) for i in range(count)] for name, count in COUNTS.items()
         }
         assert splits["train"].name(3) == "toy_reviews/train:3"
         monkeypatch.setattr("ablax.data.tfds_prepare.read_tfrecords", None)

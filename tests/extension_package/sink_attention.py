@@ -6,6 +6,11 @@ import jax.numpy as jnp
 
 from ablax.config import knob
 from ablax.models.attention import MASKED
+from ablax.shapes import Array, Bool, Float, typed
+
+Queries = Float[Array, "B T N H"]
+Keys = Float[Array, "B S K H"]
+Mask = Bool[Array, "#B 1 #T #S"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +20,10 @@ class SinkAttention:
     sink: float = knob(0.0, "logit of attending to nothing")
 
     def build(self):
-        """The function: query [B T N H], key and value [B S K H], mask [B 1 T S] -> [B T N H]."""
+        """The pure function; a wrong shape fails with the names of the axes and both sizes."""
 
-        def attend(query, key, value, *, mask, bias=None, dropout=None):
+        @typed
+        def attend(query: Queries, key: Keys, value: Keys, *, mask: Mask, bias=None, dropout=None):
             groups = query.shape[2] // key.shape[2]
             key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
             logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)

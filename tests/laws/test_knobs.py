@@ -4,13 +4,13 @@ evaluations and checkpoints, what writers are asked to do. Nothing is compiled.
 Catches a knob that nobody reads, a typo in a field's name, and a knob that is read and then dropped on the way.
 """
 
+import ast
 import contextlib
 import dataclasses
 import functools
 import io
-import types
-import typing
-from typing import Any, Literal
+import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,66 +19,19 @@ import pytest
 
 from ablax import trainer
 from ablax.config import Duration, flatten, hints, static, traced
+from ablax.data.sources import SOURCES
+from ablax.data.tokenizers import TOKENIZERS
 from ablax.evaluation.scores import MetricIdentity, Scores
 from ablax.experiment import base, resolve
 from ablax.models.table import MODELS
+from ablax.objectives.batch import Vocabulary
 from ablax.objectives.sums import Sums
 from ablax.objectives.table import OBJECTIVES
 from ablax.training import descent, evaluators, session, writers
 from ablax.training.optimizers import OPTIMIZERS, build_optimizer
 from ablax.training.schedules import SCHEDULES
 from ablax.training.state import scalars
-
-# -- a changed value for every kind of field ---------------------------------------------------------------------------
-
-
-def other(annotation: Any, value: Any, choices: Any) -> Any:
-    """A value unlike `value`, by the field's annotation."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if choices is not None:
-        return next(c for c in choices if c != value)
-    if origin in (typing.Union, types.UnionType):
-        inner = next(a for a in arguments if a is not type(None))
-        return other(
-            inner,
-            {int: 4, float: 0.25, str: "x", bool: False}.get(inner, value)
-            if value is None
-            else value,
-            None,
-        )
-    if origin is Literal:
-        return next(a for a in arguments if a != value)
-    if origin is tuple:
-        return (*value, 8) if value else (("nothing",) if arguments[0] is str else (8,))
-    if annotation is Duration:
-        return Duration("50%") if value != Duration("50%") else Duration("25%")
-    return {
-        bool: lambda v: not v,
-        int: lambda v: v * 2 if v else 1,
-        float: lambda v: v / 2 if v else 0.25,
-        str: lambda v: v + "x",
-    }[annotation](value)
-
-
-def changed_fields(config: Any, special: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """(name, config before, config after) of every plain field; `special`: where `other` fails."""
-    result = []
-    for field in dataclasses.fields(config):
-        if "family" in field.metadata or dataclasses.is_dataclass(getattr(config, field.name)):
-            continue
-        before, value = config, None
-        if field.name in special:
-            context, value = special[field.name]
-            before = dataclasses.replace(config, **context)
-        if value is None:
-            value = other(
-                hints(type(config))[field.name],
-                getattr(before, field.name),
-                field.metadata["choices"],
-            )
-        result.append((field.name, before, dataclasses.replace(before, **{field.name: value})))
-    return result
-
+from changed_knobs import changed_fields, other
 
 # -- models, objectives, optimizers, schedules: programs and values ----------------------------------------------------
 
@@ -263,7 +216,7 @@ class Stage:
                 note(("save", step))
 
         def score(name):
-            def fake(module, params, documents, *, names, put, hyper, **options):
+            def fake(module, params, documents, *, names, hyper, **options):
                 options.pop("vocabulary", None)
                 note((name, names, options, documents.tokens.tobytes()))
                 ones = np.ones(len(names))
@@ -317,7 +270,6 @@ SMALL = {
 # path -> (context, new value): where the default context or the automatic change will not do.
 CONTEXTS: dict[str, tuple[dict[str, Any], Any]] = {
     "name": ({}, None),
-    "data.source.name": ({}, "python_source"),
     "data.split.rule": ({}, "tail"),
     "data.split.validation": ({"data.split.rule": "tail"}, 0.2),
     "data.split.test": ({"data.split.rule": "tail"}, 0.2),
@@ -343,21 +295,62 @@ CONTEXTS: dict[str, tuple[dict[str, Any], Any]] = {
     },
     "objective.label_smoothing": ({}, 0.1),
 }
-# What cannot be seen in a short run, and where it is tested instead.
+# What cannot be seen in a short run on one device, and the test that sees it.
 ELSEWHERE = {
-    "name": "is written to run.json (tests/test_trainer.py)",
-    "data.prefetch": "how far ahead batches are made (tests/data/test_loader.py)",
-    "data.split.shared": "splits of the default rule share nothing (tests/data/test_splits.py)",
-    "data.phase": "acts from the second epoch on (tests/data/test_layouts.py)",
-    "parallel.data": "needs several devices (tests/parallel)",
+    # written to run.json and nowhere else
+    "name": "test_trainer.py::test_a_run_says_what_it_was",
+    # how far ahead batches are made
+    "data.prefetch": "data/test_loader.py::test_seek_is_iteration_and_restart_is_continuation",
+    # splits of the default rule share nothing
+    "data.split.shared": "data/test_splits.py::test_given_splits_must_not_share_documents",
+    # acts from the second epoch on
+    "data.phase": "data/test_layouts.py::test_window_phase_moves_later_epochs_and_repeats_nothing",
+    # needs several devices
+    "parallel.data": "parallel/test_engines.py::test_mesh_is_pmap_is_one_device",
 }
-COVERED = ("model.", "optimizer.", "schedule.")  # above, for every kind
+# Families whose whole tables are compared, here and in test_data_knobs.py.
+COVERED = {
+    "model": MODELS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "objective": OBJECTIVES,
+    "data.source": SOURCES,
+    "data.tokenizer": TOKENIZERS,
+}
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+
+
+def families(config, prefix=""):
+    """Path and table of every choice in a tree of configs; what lies inside a choice is its own."""
+    for field in dataclasses.fields(config):
+        inner, path = getattr(config, field.name), prefix + field.name
+        if "family" in field.metadata:
+            yield path, field.metadata["family"].table
+        elif dataclasses.is_dataclass(inner):
+            yield from families(inner, path + ".")
+
+
+def test_every_family_is_covered():
+    """Catches: a new table of choices, of whose entries only the default would be looked at."""
+    assert dict(families(resolve(base(), {}))) == COVERED
+
+
+def test_what_is_tested_elsewhere_is():
+    """Catches: a test that was renamed or removed, and a knob that is gone."""
+    assert set(ELSEWHERE) <= set(flatten(resolve(base(), SMALL)))
+    for path, place in ELSEWHERE.items():
+        file, name = place.split("::")
+        tree = ast.parse((TESTS / file).read_text())
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert name in names, f"{path}: {place} is no test"
 
 
 def run_cases():
     experiment = resolve(base(), SMALL)
     for path in flatten(experiment):
-        if path.endswith("kind") or path.startswith(COVERED) or path in ELSEWHERE:
+        # An objective's loss is traced in a run only.
+        covered = any(path.startswith(name + ".") for name in COVERED if name != "objective")
+        if path.endswith("kind") or covered or path in ELSEWHERE:
             continue
         yield path
 
@@ -394,25 +387,30 @@ def test_run_knobs(path, monkeypatch, tmp_path, observations):
     assert repr(first) != repr(second), f"{path}={value!r} changes nothing"
 
 
-def test_masked_objective_knobs():
-    from ablax.objectives.batch import Vocabulary
+OBJECTIVE_SPECIAL = {
+    "span_length": ({"unit": "span"}, 1.0),
+    "random_share": ({"mask_share": 0.4}, 0.6),
+    "label_smoothing": ({}, 0.1),
+}
 
+
+def objective_cases():
+    for kind, cls in OBJECTIVES.items():
+        special = {k: v for k, v in OBJECTIVE_SPECIAL.items() if hasattr(cls, k)}
+        for name, before, after in changed_fields(cls(), special):
+            yield pytest.param(before, after, id=f"{kind}.{name}")
+
+
+@pytest.mark.parametrize(("before", "after"), list(objective_cases()))
+def test_objective_knobs(before, after):
     vocabulary = Vocabulary(50, np.arange(50) < 3, np.arange(50) % 3 == 0, 2)
-    rng = np.random.default_rng(0)
     row = {
-        "tokens": rng.integers(3, 50, 65).astype(np.int32),
+        "tokens": np.random.default_rng(0).integers(3, 50, 65).astype(np.int32),
         "positions": np.arange(65, dtype=np.int32),
+        "segment_ids": np.ones(65, np.int32),
     }
-    row["segment_ids"] = np.ones(65, np.int32)
-    cls = OBJECTIVES["masked"]
-    special = {
-        "span_length": ({"unit": "span"}, 1.0),
-        "random_share": ({"mask_share": 0.4}, 0.6),
-        "label_smoothing": ({}, 0.1),
-    }
-    for name, before, after in changed_fields(cls(), special):
-        made = [
-            c.transform(row, np.random.default_rng(1), vocabulary)["tokens"].tolist()
-            for c in (before, after)
-        ]
-        assert made[0] != made[1] or traced(before) != traced(after), name
+    made = [
+        c.transform(row, np.random.default_rng(1), vocabulary)["tokens"].tolist()
+        for c in (before, after)
+    ]
+    assert made[0] != made[1] or traced(before) != traced(after)

@@ -1,11 +1,13 @@
 """Sigmoid attention: each key is weighed on its own, without a softmax over the others."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from ablax.config import RequestError, knob
+from ablax.shapes import Array, Bool, Float, typed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +21,19 @@ class SigmoidAttention:
             raise RequestError(f"scale={self.scale} must be above 0")
 
     def build(self):
-        """The pure function: query [B T N H], key and value [B S K H], mask [B 1 T S] -> [B T N H]."""
+        """The pure function. `typed` checks its shapes while a program is traced: a wrong one fails with the names
+        of the axes and both sizes, and checking costs nothing afterwards."""
 
-        def attend(query, key, value, *, mask, bias=None, dropout=None):
+        @typed
+        def attend(
+            query: Float[Array, "B T N H"],
+            key: Float[Array, "B S K H"],
+            value: Float[Array, "B S K H"],
+            *,
+            mask: Bool[Array, "#B 1 #T #S"],
+            bias: Float[Array, "#B N T S"] | None = None,
+            dropout: Callable[[Array], Array] | None = None,
+        ) -> Float[Array, "B T N H"]:
             groups = query.shape[2] // key.shape[2]
             key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
             logits = jnp.einsum("BTNH,BSNH->BNTS", query, key, preferred_element_type=jnp.float32)
