@@ -25,6 +25,8 @@ tune_malloc()
 
 import jax
 
+from processor_time import pytest_runtest_call as pytest_runtest_call  # a hook, found by its name
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

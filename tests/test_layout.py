@@ -90,19 +90,64 @@ def test_a_package_says_what_it_is_in_one_sentence():
 CONFIGURED = ("config", "cfg", "experiment", "knobs", "settings", "training", "hyper", "model")
 
 
+def name_of(node):
+    """The last part of `a.b.c`."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def declared_knobs():
+    """Names of the fields that are declared by `knob` or `family`."""
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            declared = isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call)
+            if declared and name_of(node.value.func) in ("knob", "family"):
+                yield name_of(node.target)
+
+
+KNOBS = set(declared_knobs())
+
+
+def second_defaults(tree):
+    """Lines with a default beside the declared one. None in `getattr` asks whether a kind has the knob at all, and an
+    empty dict stands for a group without traced knobs: neither is a default."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        subject, default = name_of(getattr(node.func, "value", None)), node.args[-1]
+        if name_of(node.func) == "get" and len(node.args) == 2 and subject in CONFIGURED:
+            empty = isinstance(default, ast.Dict) and not default.keys
+            if (empty, subject) != (True, "hyper"):
+                yield node.lineno
+        if name_of(node.func) == "getattr" and len(node.args) == 3:
+            asked, none = node.args[1], isinstance(default, ast.Constant) and default.value is None
+            computed = not isinstance(asked, ast.Constant)
+            knob = name_of(node.args[0]) in CONFIGURED if computed else asked.value in KNOBS
+            if knob and not none:
+                yield node.lineno
+
+
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_no_knob_has_a_second_default(path):
     """`config.get(key, default)` and `getattr(config, name, default)` for a declared knob: two defaults, one of them
-    unseen. An empty dict for a group without traced knobs is no default."""
-    for node in ast.walk(TREES[path]):
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-            continue
-        subject = node.func.value
-        name = subject.attr if isinstance(subject, ast.Attribute) else getattr(subject, "id", "")
-        if node.func.attr == "get" and len(node.args) == 2 and name in CONFIGURED:
-            default = node.args[1]
-            empty = isinstance(default, ast.Dict) and not default.keys
-            assert (empty, name) == (True, "hyper"), f"{path}:{node.lineno}"
+    unseen."""
+    assert list(second_defaults(TREES[path])) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("config.get('width', 8)", True),
+        ("run.training.get('steps', 10)", True),
+        ("getattr(experiment.model, 'width', 8)", True),
+        ("getattr(config, name, 0)", True),
+        ("getattr(experiment.model, 'num_heads', None)", False),
+        ("getattr(experiment.model, 'RECURRENT', False)", False),
+        ("hyper.get('model', {})", False),
+        ("status.get('data', 0)", False),
+    ],
+)
+def test_a_second_default_is_seen(code, found):
+    assert bool(list(second_defaults(ast.parse(code)))) == found
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
@@ -129,6 +174,14 @@ def test_every_folder_is_a_listed_package():
     for path in FILES:
         package = path.parent / "__init__.py"
         assert package.exists() or "templates" in path.parts, f"{path} is in no package"
+
+
+def test_every_file_that_is_shipped_beside_code_exists():
+    """Catches: `py.typed` declared and absent, so that a user's type checker sees no type of ours."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    patterns = setup["options.package_data"]["*"].split(",")
+    assert [p for p in patterns if not list(PACKAGE.glob(p.strip()))] == []
 
 
 def test_the_package_is_lazy():
