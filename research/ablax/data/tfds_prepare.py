@@ -10,9 +10,13 @@ import importlib.util
 import json
 import os
 import shutil
+import ssl
 import sys
 import tempfile
 import types
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,9 @@ from tensorflow_datasets.core import constants, file_adapters, read_only_builder
 
 from ablax.config import RequestError
 from ablax.data.tfrecord import read_tfrecords
+
+TRIED_HOSTS = 3
+ANSWER_SECONDS = 5
 
 
 def find_builder(name: str, data_dir: str | None, cache: Path, offline: bool) -> Any:
@@ -56,6 +63,7 @@ def find_builder(name: str, data_dir: str | None, cache: Path, offline: bool) ->
             f"source tfds: {name} is not prepared under {' or '.join(map(str, folders))} and the "
             "network is off; run `ablax prepare` where there is one"
         )
+    _refuse_without_network(builder)
     prepare(builder)
     return builder
 
@@ -67,6 +75,38 @@ def _unknown(name: str, folders: list[Path]) -> str:
     close = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], known, 3)
     hint = f"did you mean {', '.join(close)}?" if close else "see tensorflow.org/datasets/catalog"
     return f"source tfds: unknown dataset {name!r}; {hint}"
+
+
+def _refuse_without_network(builder: Any) -> None:
+    """Says so in seconds where nothing can be downloaded: TFDS would try for minutes.
+
+    A dataset is let through if a host of its answers, or if files were downloaded before, which may be all it needs.
+    """
+    name = builder.info.full_name
+    urls = map(urllib.parse.urlsplit, builder.url_infos or ())
+    hosts = list(dict.fromkeys((url.scheme, url.netloc) for url in urls))[:TRIED_HOSTS]
+    web = [f"{scheme}://{host}/" for scheme, host in hosts if scheme in ("http", "https")]
+    if not web or any(map(_answers, web)):
+        return
+    downloads = Path(builder.data_dir.removesuffix(name)) / "downloads"
+    if not any(downloads.rglob("*.INFO")):
+        raise RequestError(
+            f"source tfds: {name} is not prepared and {hosts[0][1]} does not answer; run `ablax prepare` on a machine "
+            "with network and the same cache (then --offline here), or read a local copy: data.source=text:PATH"
+        )
+
+
+def _answers(url: str) -> bool:
+    """Whether a host can be reached, through a proxy if the environment names one; whatever it says."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=ANSWER_SECONDS)
+    except urllib.error.HTTPError:
+        return True
+    except urllib.error.URLError as error:  # TFDS has certificates of its own
+        return isinstance(error.reason, ssl.SSLError)
+    except OSError:
+        return False
+    return True
 
 
 def prepare(builder: Any) -> None:
@@ -83,6 +123,10 @@ def prepare(builder: Any) -> None:
         # TFDS prints to stdout, which belongs to results.
         with contextlib.redirect_stdout(sys.stderr), _lent_gfile(builder):
             builder.download_and_prepare(download_config=config)
+    except AssertionError as error:
+        if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            raise
+        raise RequestError(f"source tfds: {name}: {' '.join(str(error).split())}") from None
     except ImportError as error:
         raise RequestError(
             f"source tfds: preparing {name} needs {error.name or error}; do it where that is "
