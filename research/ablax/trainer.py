@@ -19,8 +19,13 @@ from ablax.training.debug import overfit
 from ablax.training.descent import Descent
 from ablax.training.evaluators import check_split
 from ablax.training.fitting import Fitting
+from ablax.training.phases import Phases
+from ablax.training.signals import signals
 
 Path = pathlib.Path
+
+# What `status` of run.json says of a run that an exception ended, first match; all others are "failed".
+ENDS = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +80,8 @@ def train(
     Raises:
       RequestError: for mistakes, or if the folder holds another experiment.
       RunFailed: if the loss becomes NaN or infinite, if a checkpoint cannot be saved, or by `debug`.
-      Preempted: after SIGTERM; the run was saved.
+      Preempted: after SIGTERM or SIGUSR1; the run was saved, unless there was nothing new.
+      KeyboardInterrupt: by Ctrl-C before the first step, or twice.
     """
     experiment = resolve(config, extend=extend)
     keep_programs()
@@ -90,38 +96,41 @@ def train(
         corpus = open_corpus(experiment.data, specials_of(experiment), offline=offline)
         found = overfit(experiment, corpus, say)
         return Run(folder.path, True, found["steps"], found, found["seconds"], None, 0)
-    work: Descent | Fitting | None = None
-    report = _progress(say) if progress else None
-    if fresh:
-        with folder.lock():  # nobody else may be writing what is moved away
-            # What can be refused is refused while the old run is still in its place.
-            specials = specials_of(experiment)
-            work = planned(
-                experiment, open_corpus(experiment.data, specials, offline=offline, progress=report)
-            )
-        if moved := folder.set_aside():
-            say(f"moved the old run to {moved}")
-    if resuming := folder.exists():
-        check_same(folder, experiment, extend)
-    with folder.lock():
-        if work is None:
-            if resuming and (done := finished(folder, experiment)):
-                say(
-                    f"{folder.path} is finished at step {done.step}; raise training.steps to go on, or use --fresh"
+    phases = Phases()
+    with signals(phases, experiment.checkpoint.grace_seconds) as stop:
+        work: Descent | Fitting | None = None
+        report = _progress(say) if progress else None
+        if fresh:
+            with folder.lock():  # nobody else may be writing what is moved away
+                # What can be refused is refused while the old run is still in its place.
+                specials = specials_of(experiment)
+                work = planned(
+                    experiment,
+                    open_corpus(experiment.data, specials, offline=offline, progress=report),
                 )
-                return done
-            work = planned(experiment, open_run_corpus(experiment, folder, offline, report))
-            work.check_growth(folder)
-        begin(folder, experiment, work.corpus)
-        try:
-            work.run(folder, progress, say)
-        except BaseException as error:
-            status = "preempted" if isinstance(error, Preempted) else "failed"
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk: what ended the run is what must be said
-                folder.update(status=status, error=str(error)[:500])
-            raise
+            if moved := folder.set_aside():
+                say(f"moved the old run to {moved}")
+        if resuming := folder.exists():
+            check_same(folder, experiment, extend)
+        with folder.lock():
+            if work is None:
+                if resuming and (done := finished(folder, experiment)):
+                    say(
+                        f"{folder.path} is finished at step {done.step}; raise training.steps to go on, or use --fresh"
+                    )
+                    return done
+                work = planned(experiment, open_run_corpus(experiment, folder, offline, report))
+                work.check_growth(folder)
+            begin(folder, experiment, work.corpus)
+            try:
+                work.run(folder, progress, say, phases, stop)
+            except BaseException as error:
+                status = next((s for kind, s in ENDS.items() if isinstance(error, kind)), "failed")
+                with contextlib.suppress(
+                    OSError
+                ):  # a full disk: what ended the run is what must be said
+                    folder.update(status=status, error=str(error)[:500])
+                raise
     return run_of(folder)
 
 

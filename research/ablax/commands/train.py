@@ -1,6 +1,7 @@
 """Trains an experiment in a run folder, or resumes what is there; says so if the run is finished.
 
-SIGTERM saves and exits with 75, Ctrl-C saves and exits with 130: the same command goes on.
+SIGTERM and SIGUSR1 save and exit with 75, Ctrl-C saves and exits with 130: the same command goes on. A second signal
+ends it at once.
 """
 
 import argparse

@@ -19,8 +19,9 @@ from ablax.training.checkpoints import Checkpoints, SaveError
 from ablax.training.evaluators import Evaluator, metrics_of
 from ablax.training.loop import Every, Loop
 from ablax.training.meter import Meter
+from ablax.training.phases import Phases
 from ablax.training.schedules import unchanged_until
-from ablax.training.signals import signals
+from ablax.training.signals import Stop, Stopped, catch
 from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import Program
 from ablax.training.writers import open_writers
@@ -94,11 +95,11 @@ class Descent:
                 f"off with `ablax fork {folder.path} --workdir=NEW`"
             )
 
-    def run(self, folder: RunFolder, progress: bool, say: Say) -> None:
+    def run(self, folder: RunFolder, progress: bool, say: Say, phases: Phases, stop: Stop) -> None:
         """Trains from the newest good checkpoint, or from the start, to the end.
 
         Raises:
-          NonFinite, Preempted, SaveError: see `Loop.run` and `Checkpoints.save`.
+          NonFinite, Preempted, Stopped, SaveError: see `Loop.run` and `Checkpoints.save`.
         """
         experiment, clock = self.experiment, self.clock
         with contextlib.ExitStack() as stack:
@@ -114,11 +115,14 @@ class Descent:
                     experiment.writers, folder, clock.total, cursor.get("bytes", 0), progress, say
                 )
             )
-            loop = self.loop(folder, checkpoints, writers, watch, stack)
+            loop = self.loop(folder, checkpoints, writers, watch, stack, phases, stop)
             if cursor:
                 loop.meter.restore(cursor["meter"])
+            # From here on there is something to save.
+            stack.enter_context(stop.breakable(False))
+            catch(stop)
             try:
-                state = loop.run(state)
+                state = loop.run(state, owed=bool(cursor) and cursor["owed"])
             except Preempted as reason:
                 checkpoints.wait()
                 if "Ctrl-C" not in str(reason):
@@ -137,20 +141,27 @@ class Descent:
         writers: Any,
         watch: "Stopwatch",
         stack: contextlib.ExitStack,
+        phases: Phases,
+        stop: Stop,
     ) -> Loop:
         """The loop with its verbs."""
         experiment, program, clock = self.experiment, self.program, self.clock
         evaluator = Evaluator(
-            experiment.evaluation, self.corpus, experiment.objective, folder.evals
+            experiment.evaluation,
+            self.corpus,
+            experiment.objective,
+            folder.evals,
+            before_batch=stop.check,
         )
 
-        def evaluate(state: TrainState, step: int) -> dict[str, Any]:
+        def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
             params = program.evaluation_params(state)
             hyper = state.hyper.get("model", {})
-            return evaluator.neural(program.module, params, hyper, step, step == clock.total)
+            with contextlib.suppress(Stopped):
+                return evaluator.neural(program.module, params, hyper, step, step == clock.total)
 
-        def save(step: int, state: TrainState, record: Any, metered: Mapping[str, Any]) -> None:
-            cursor = {"bytes": writers.cursor(), "meter": metered, "seconds": watch.seconds()}
+        def save(step: int, state: TrainState, record: Any, going_on: Mapping[str, Any]) -> None:
+            cursor = {"bytes": writers.cursor(), "seconds": watch.seconds(), **going_on}
             scores = {k: v for k, v in (record or {}).items() if isinstance(v, float)}
             kept = without_hyper(state)
             checkpoints.save(step, kept, cursor, configuration.to_dict(experiment), scores)
@@ -174,8 +185,9 @@ class Descent:
             write=writers.write,
             evaluate=evaluate,
             save=save,
-            stop=stack.enter_context(signals()),
+            stop=stop,
             last_good=last_good,
+            phases=phases,
         )
 
     def starting_state(

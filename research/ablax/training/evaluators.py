@@ -1,7 +1,7 @@
 """What is measured during and after training: one function from (parameters, step) to a record."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from ablax.evaluation.scores import (
     totals,
     write_scores,
 )
-from ablax.evaluation.scoring import score_documents
+from ablax.evaluation.scoring import Batch, score_documents
 from ablax.objectives.batch import vocabulary_of
 
 
@@ -98,6 +98,7 @@ class Evaluator:
       folder: where totals and per-document sums are written.
       split: in place of the configuration's.
       label: of the files, after split and step: what was measured otherwise than in training.
+      before_batch: called before each batch; what it raises breaks the evaluation off.
     """
 
     def __init__(
@@ -108,12 +109,13 @@ class Evaluator:
         folder: Path,
         split: str | None = None,
         label: str = "",
+        before_batch: Callable[[], None] = lambda: None,
     ):
         self.config, self.corpus, self.objective, self.folder = config, corpus, objective, folder
         self.split = split or config.split
         self.documents, self.names = sample(corpus, self.split, config.documents)
         self.context = config.context or corpus.config.sequence_length
-        self.label = label
+        self.label, self._before_batch = label, before_batch
 
     def neural(
         self,
@@ -193,5 +195,10 @@ class Evaluator:
             "context_length": self.context,
             "batch_rows": self.config.batch_rows,
             "names": self.names,
+            "put": self._put,
             **self.corpus.marks,
         }
+
+    def _put(self, batch: Batch) -> Batch:
+        self._before_batch()
+        return batch

@@ -8,7 +8,9 @@ from typing import Any
 from ablax.data.corpus import Corpus
 from ablax.run import RunFolder, now
 from ablax.training.evaluators import Evaluator
+from ablax.training.phases import Phases
 from ablax.training.records import Records
+from ablax.training.signals import Stop
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,8 +28,15 @@ class Fitting:
     def check_growth(self, folder: RunFolder) -> None:
         """There is nothing to go on with: counting starts over."""
 
-    def run(self, folder: RunFolder, progress: bool, say: Callable[[str], None]) -> None:
-        """Counts, saves, evaluates."""
+    def run(
+        self,
+        folder: RunFolder,
+        progress: bool,
+        say: Callable[[str], None],
+        phases: Phases,
+        stop: Stop,
+    ) -> None:
+        """Counts, saves, evaluates. It stays in the phase "start": a wish to stop ends it, and it starts over."""
         experiment, corpus = self.experiment, self.corpus
         began = time.perf_counter()
         store = corpus.stores["train"]

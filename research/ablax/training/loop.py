@@ -12,6 +12,7 @@ from ablax.config import Duration, RequestError, knob
 from ablax.run import Preempted
 from ablax.training.meter import Meter, NonFinite, finite
 from ablax.training.phases import Phases
+from ablax.training.signals import Stop, Stopped
 from ablax.training.state import TrainState
 from ablax.training.step import StepConfig
 
@@ -53,9 +54,9 @@ class Loop:
       every: when to log, evaluate and save.
       meter: adds up the steps' sums.
       write: takes a record.
-      evaluate: (state, step) -> record of the evaluation.
-      save: (step, state, record of the evaluation or None, meter's state).
-      stop: asks whether somebody wants the run to end now: a reason, or None.
+      evaluate: (state, step) -> record of the evaluation, or None if the wish to stop broke it off.
+      save: (step, state, record of the evaluation or None, what `run` and the meter need to go on).
+      stop: whether somebody wants the run to end now.
       last_good: step of the newest checkpoint, for messages.
       phases: where the run is.
     """
@@ -66,53 +67,83 @@ class Loop:
     every: Every
     meter: Meter
     write: Callable[[dict[str, Any]], None]
-    evaluate: Callable[[TrainState, int], dict[str, Any]]
+    evaluate: Callable[[TrainState, int], dict[str, Any] | None]
     save: Callable[[int, TrainState, Mapping[str, Any] | None, Mapping[str, Any]], None]
-    stop: Callable[[], str | None]
+    stop: Stop
     last_good: Callable[[], int | None]
     phases: Phases = dataclasses.field(default_factory=Phases)
 
-    def run(self, state: TrainState) -> TrainState:
+    def run(self, state: TrainState, owed: bool = False) -> TrainState:
         """From the state's step to the last.
+
+        Args:
+          state: where to begin.
+          owed: whether the evaluation of the state's step was broken off when it was saved.
 
         Raises:
           NonFinite: naming the step and the last good checkpoint; the non-finite state is not saved.
           Preempted: after the state was saved, if `stop` asked for it.
+          Stopped: if it asked for it before the first step was made: there is nothing new to save.
         """
         start, pending = int(state.step), None
+        saved = start
+        if owed:
+            self.conclude(state, start, evaluating=True, saving=self.due(self.every.save, start))
         batches, clock = self.batches(start), time.perf_counter()
         for done in range(start + 1, self.total + 1):
             self.phases.enter("data", done)
-            batch = next(batches)
+            try:
+                with self.stop.breakable(True):
+                    batch = next(batches)
+            except Stopped as reason:
+                if pending:
+                    self.settle(*pending, clock)
+                if saved < done - 1:
+                    self.conclude(state, done - 1, evaluating=False, saving=True)
+                raise self.preempted(str(reason), done - 1) from None
             self.phases.enter("compile" if done == start + 1 else "step", done)
-            state, metrics = self.engine.step(state, batch)
+            with self.stop.breakable(done == start + 1):
+                state, metrics = self.engine.step(state, batch)
             # Fetched one step late: the device works on this step while the host reads the one before, and there
             # are never more than two programs in flight.
             if pending:
                 clock = self.settle(*pending, clock)
             pending = (done, metrics)
-            reason = self.stop()
             evaluating, saving = (self.due(n, done) for n in (self.every.evaluate, self.every.save))
-            if not (evaluating or saving or reason):
+            if not (evaluating or saving or self.stop()):
                 continue
             clock = self.settle(*pending, clock)
-            pending, record = None, None
-            if not finite(state.params):
-                raise self.not_finite("a parameter is not finite", done)
-            if evaluating:
-                self.phases.enter("evaluate", done)
-                record = self.evaluate(state, done)
-                self.write(record)
-            if saving or reason:
-                self.phases.enter("save", done)
-                self.save(done, state, record, self.meter.state())
-            if reason and done < self.total:
-                raise Preempted(
-                    f"{reason}: saved at step {done} of {self.total}; run the same command to go on"
-                )
+            pending = None
+            self.conclude(state, done, evaluating, saving)
+            saved = done if saving else saved
             clock = time.perf_counter()
         self.phases.enter("end", self.total)
         return state
+
+    def conclude(self, state: TrainState, done: int, evaluating: bool, saving: bool) -> None:
+        """Evaluates and saves after a step, and ends the run if somebody wants it.
+
+        An evaluation that is broken off is owed: the checkpoint says so, and the next start makes up for it.
+        """
+        if not finite(state.params):
+            raise self.not_finite("a parameter is not finite", done)
+        record = None
+        if evaluating:
+            self.phases.enter("evaluate", done)
+            record = self.evaluate(state, done)
+            if record is not None:
+                self.write(record)
+        owed, reason = evaluating and record is None, self.stop()
+        if saving or reason:
+            self.phases.enter("save", done)
+            self.save(done, state, record, {"meter": self.meter.state(), "owed": owed})
+        if reason and (owed or done < self.total):
+            raise self.preempted(reason, done)
+
+    def preempted(self, reason: str, done: int) -> Preempted:
+        """What ends a run that was saved at a step."""
+        where = f"saved at step {done} of {self.total}" if done else "nothing to save before step 1"
+        return Preempted(f"{reason}: {where}; run the same command to go on")
 
     def due(self, every: int, done: int) -> bool:
         """Whether something with this period is due after `done` steps; at the end everything is."""

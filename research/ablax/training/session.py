@@ -28,12 +28,20 @@ class CheckpointConfig:
         "auto = the objective's nats per token.",
         mark="cosmetic",
     )
+    grace_seconds: float = knob(
+        120.0,
+        "Time that a run has to save and end after SIGTERM, SIGUSR1 or Ctrl-C; stuck longer, it says where and ends "
+        "with 1. A little less than what the scheduler gives.",
+        mark="execution",
+    )
 
     def __post_init__(self):
         if self.keep < 1:
             raise RequestError(
                 f"keep={self.keep} must be at least 1: a run resumes from its newest"
             )
+        if not self.grace_seconds > 0:
+            raise RequestError(f"grace_seconds={self.grace_seconds} must be more than 0")
 
 
 @dataclasses.dataclass(frozen=True)
