@@ -10,6 +10,16 @@ from ablax.objectives.causal import CausalConfig, token_losses
 from ablax.objectives.sums import Sums
 
 
+class Given:
+    """A forward pass whose logits are known."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def sums(self, batch, score):
+        return score(self.logits, batch), ()
+
+
 def row(tokens, segments):
     return {
         "tokens": np.asarray(tokens, np.int32),
@@ -33,7 +43,7 @@ def test_loss_is_the_sum_that_optax_gives():
     targets = jnp.array([[1, 2, 3], [4, 0, 1]], jnp.int32)
     weights = jnp.array([[1.0, 0, 1], [1, 1, 0]])
     batch = {"targets": targets, "loss_weights": weights}
-    loss, metrics, _ = CausalConfig().loss(lambda _: (logits, ()), batch, {})
+    loss, metrics, _ = CausalConfig().loss(Given(logits), batch, {})
     each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     # Roundings of float32, here and below.
     np.testing.assert_allclose(loss.total, (each * weights).sum(), rtol=1e-6)
@@ -53,7 +63,7 @@ def test_smoothing_is_that_of_optax():
     @jax.jit
     def total(rate):
         traces.append(rate)
-        return config.loss(lambda _: (logits, ()), batch, {"label_smoothing": rate})[0].total
+        return config.loss(Given(logits), batch, {"label_smoothing": rate})[0].total
 
     for rate in (0.1, 0.3):
         smooth = optax.smooth_labels(jax.nn.one_hot(targets, 6), rate)

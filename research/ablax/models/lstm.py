@@ -137,12 +137,10 @@ class LstmLayer(nn.Module):
     Attributes:
       width: H.
       unroll: steps of the forward loop per turn.
-      weight_drop: whether the recurrent weights are dropped out.
     """
 
     width: int
     unroll: int
-    weight_drop: bool
 
     @nn.compact
     @typed
@@ -153,18 +151,51 @@ class LstmLayer(nn.Module):
         reset: Bool[Array, "T B"],
         update: Bool[Array, "T B"],
         hyper: Mapping[str, Any],
+        weight_drop: bool,
     ) -> tuple[Float[Array, "T B H"], tuple[Float[Array, "B H"], Float[Array, "B H"]]]:
-        """Outputs of all time steps and the state after the last one; see `recurrence.lstm`."""
+        """Outputs of all time steps and the state after the last one; see `recurrence.lstm`.
+
+        `weight_drop`: whether the recurrent weights are dropped out.
+        """
         uniform = _uniform(hyper["init_scale"])
         gates = 4 * self.width
         kernel_input = self.param("kernel_input", uniform, (x.shape[-1], gates))
         kernel_recurrent = self.param("kernel_recurrent", uniform, (self.width, gates))
         bias = self.param("bias", _biases(hyper["forget_bias"]), (gates,))
-        if self.weight_drop:
+        if weight_drop:
             key = self.make_rng("dropout")
             kernel_recurrent = dropout(kernel_recurrent, hyper["weight_drop"], key)
         inputs = project(x, kernel_input, bias).astype(x.dtype)
         return lstm(inputs, kernel_recurrent, state, reset, update, self.unroll)
+
+
+class Embedding(nn.Module):
+    """The table of token vectors."""
+
+    rows: int
+    width: int
+
+    @nn.compact
+    def __call__(self, hyper: Mapping[str, Any]) -> Float[Array, "V D"]:
+        return self.param("embedding", _uniform(hyper["init_scale"]), (self.rows, self.width))
+
+
+class Head(nn.Module):
+    """Logits in float32, with a kernel of its own or the token embedding, and a bias."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], table: Float[Array, "V D"] | None, hyper: Mapping[str, Any]
+    ) -> Float[Array, "B T V"]:
+        if table is None:
+            shape = (x.shape[-1], self.vocab_size)
+            kernel = self.param("head_kernel", _uniform(hyper["init_scale"]), shape)
+        else:
+            kernel = table.T
+        bias = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
+        return project(x, kernel, bias)
 
 
 class LstmLanguageModel(nn.Module):
@@ -178,7 +209,20 @@ class LstmLanguageModel(nn.Module):
     config: LstmConfig
     vocab_size: int
 
-    @nn.compact
+    def setup(self):
+        config = self.config
+        self.table = Embedding(self.vocab_size, config.width)
+        self.head = Head(self.vocab_size)
+        # Their parameters lie beside the layers: `embedding`, `head_kernel`, `head_bias`.
+        nn.share_scope(self, self.table)
+        nn.share_scope(self, self.head)
+        self.lstm = [LstmLayer(width, config.unroll) for width in config.layer_widths]
+        if config.layer_norm:
+            self.norm = [
+                nn.LayerNorm(epsilon=1e-5, dtype=jnp.dtype(config.dtype))
+                for _ in config.layer_widths
+            ]
+
     @typed
     def __call__(
         self,
@@ -202,24 +246,47 @@ class LstmLanguageModel(nn.Module):
         Returns:
           float32 logits; the carry, never `()`.
         """
+        features, after = self.features(
+            tokens, positions, segment_ids, hyper=hyper, carry=carry, train=train
+        )
+        return self.logits(features, hyper=hyper), after
+
+    @typed
+    def features(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        *,
+        hyper: Mapping[str, Any],
+        carry: Any = (),
+        train: bool = False,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """What the head reads, and the state after the last position; arguments as in `__call__`."""
         config = self.config
         update = segment_ids.T != 0
         reset = positions.T == 0
         states = carry or self.init_carry(tokens.shape[0])
-        shape = (self.vocab_size, config.width)
-        table = self.param("embedding", _uniform(hyper["init_scale"]), shape)
-        x = self._embed(table, tokens.T, hyper, train)
+        x = self._embed(self.table(hyper), tokens.T, hyper, train)
         after = []
-        for n, (width, state) in enumerate(zip(config.layer_widths, states, strict=True)):
-            weight_drop = train and config.weight_drop != 0
-            layer = LstmLayer(width, config.unroll, weight_drop, name=f"lstm_{n}")
+        for n, state in enumerate(states):
             x = self._drop(x, "hidden" if n else "input", hyper, train)
-            x, state = layer(x, state, reset, update, hyper)
+            weight_drop = train and config.weight_drop != 0
+            x, state = self.lstm[n](x, state, reset, update, hyper, weight_drop)
             if config.layer_norm:
-                x = nn.LayerNorm(epsilon=1e-5, dtype=x.dtype, name=f"norm_{n}")(x)
+                x = self.norm[n](x)
             after.append(state)
         x = self._drop(x, "output", hyper, train)
-        return self._logits(x.swapaxes(0, 1), table, hyper), tuple(after)
+        return x.swapaxes(0, 1), tuple(after)
+
+    @typed
+    def logits(
+        self, features: Float[Array, "B T D"], *, hyper: Mapping[str, Any]
+    ) -> Float[Array, "B T V"]:
+        """The head alone, in float32."""
+        return self.head(
+            features, self.table(hyper) if self.config.tied_embeddings else None, hyper
+        )
 
     def _embed(self, table: Array, tokens: Array, hyper: Mapping[str, Any], train: bool) -> Array:
         """The rows of the table [T B D], where words are dropped in all places or none."""
@@ -238,14 +305,6 @@ class LstmLanguageModel(nn.Module):
         # The mask in float32: its 1 / (1 - rate), rounded to bfloat16, would scale all of x.
         mask = dropout(jnp.ones(x.shape[1:]), hyper[name], self.make_rng("dropout"))
         return (x * mask[None]).astype(x.dtype)
-
-    def _logits(self, x: Array, table: Array, hyper: Mapping[str, Any]) -> Array:
-        kernel = table.T
-        if not self.config.tied_embeddings:
-            shape = (x.shape[-1], self.vocab_size)
-            kernel = self.param("head_kernel", _uniform(hyper["init_scale"]), shape)
-        bias = self.param("head_bias", nn.initializers.zeros, (self.vocab_size,))
-        return project(x, kernel, bias)
 
     def init_carry(self, batch_size: int) -> tuple[tuple[Array, Array], ...]:
         """Zeros: h and c [B H] of every layer, to train on streams."""

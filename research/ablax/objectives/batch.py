@@ -1,7 +1,7 @@
-"""What an objective gets and gives: the batch, the vocabulary, the model's forward pass."""
+"""What an objective gets and gives: the batch, the vocabulary, the sums."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ from ablax.objectives.sums import Sums
 from ablax.shapes import Array
 
 Batch = Mapping[str, Array]
-Apply = Callable[[Batch], tuple[Array, Any]]  # batch -> (logits float32 [B T V], carry)
 Losses = tuple[Sums, dict[str, Sums], Any]  # (what is descended, what is reported, carry)
 
 

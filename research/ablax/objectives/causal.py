@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ablax.config import RequestError, knob
-from ablax.objectives.batch import Apply, Batch, Losses, Vocabulary, token_spec
+from ablax.objectives.batch import Batch, Losses, Vocabulary, token_spec
+from ablax.objectives.forward import Forward
 from ablax.objectives.sums import Sums
 from ablax.shapes import Array, Float, Int, typed
 
@@ -92,9 +93,10 @@ class CausalConfig:
         """Shapes and dtypes of a batch."""
         return token_spec(batch_size, length)
 
-    def loss(self, apply: Apply, batch: Batch, hyper: Mapping[str, Any]) -> Losses:
+    def loss(self, apply: Forward, batch: Batch, hyper: Mapping[str, Any]) -> Losses:
         """Sum of the cross entropies in nats over the counted positions of a batch."""
-        logits, carry = apply(batch)
         smoothing = hyper["label_smoothing"] if self.label_smoothing != 0 else None
-        loss, metrics = weighted_losses(logits, batch, smoothing)
+        (loss, metrics), carry = apply.sums(
+            batch, lambda logits, part: weighted_losses(logits, part, smoothing)
+        )
         return loss, metrics, carry

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 
 from ablax.config import RequestError, knob
-from ablax.objectives.batch import Apply, Batch, Losses, Vocabulary, token_spec
+from ablax.objectives.batch import Batch, Losses, Vocabulary, token_spec
 from ablax.objectives.causal import weighted_losses
+from ablax.objectives.forward import Forward
 
 Unit = Literal["token", "word", "span"]
 
@@ -129,9 +130,17 @@ class MaskedConfig:
         """Shapes and dtypes of a batch."""
         return token_spec(batch_size, length)
 
-    def loss(self, apply: Apply, batch: Batch, hyper: Mapping[str, Any]) -> Losses:
+    def most(self, length: int) -> int:
+        """The largest number of positions that `select` can choose in a row of T."""
+        # A word may be as long as the row, and the last one is taken whole.
+        return max(1, round(self.rate * length)) if self.unit == "token" else length
+
+    def loss(self, apply: Forward, batch: Batch, hyper: Mapping[str, Any]) -> Losses:
         """Sum of the cross entropies in nats over the selected positions of a batch."""
-        logits, carry = apply(batch)
         smoothing = hyper["label_smoothing"] if self.label_smoothing != 0 else None
-        loss, metrics = weighted_losses(logits, batch, smoothing)
+        (loss, metrics), carry = apply.sums(
+            batch,
+            lambda logits, part: weighted_losses(logits, part, smoothing),
+            self.most(batch["tokens"].shape[1]),
+        )
         return loss, metrics, carry

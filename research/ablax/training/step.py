@@ -10,6 +10,7 @@ import optax
 
 from ablax.config import RequestError, knob
 from ablax.objectives.batch import Batch
+from ablax.objectives.forward import Forward, splits
 from ablax.objectives.sums import Sums
 from ablax.shapes import Array
 from ablax.training.masks import DecayConfig, clip_by_global_norm
@@ -29,6 +30,11 @@ class StepConfig:
     ema_decay: float | None = knob(
         None, "Decay per step of the average of the parameters used in evaluation, or none."
     )
+    loss_chunk: int | None = knob(
+        None,
+        "Positions of a row whose logits exist at once, computed again in the backward pass; none = all.",
+        mark="execution",
+    )
 
     def __post_init__(self):
         if self.accumulation < 1:
@@ -39,6 +45,8 @@ class StepConfig:
             )
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise RequestError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
+        if self.loss_chunk is not None and self.loss_chunk < 1:
+            raise RequestError(f"loss_chunk={self.loss_chunk} must be at least 1 position, or none")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,6 +70,13 @@ class Program:
     config: StepConfig
     spec: Mapping[str, jax.ShapeDtypeStruct]
     streams: bool = False
+
+    def __post_init__(self):
+        if self.config.loss_chunk is not None and not splits(self.module):
+            raise RequestError(
+                f"training.loss_chunk={self.config.loss_chunk} needs methods `features` and `logits`, which "
+                f"{type(self.module).__name__} has not; add them, or set it to none"
+            )
 
     def transformation(self, hyper: Mapping[str, Any]) -> optax.GradientTransformation:
         """The optimizer for the given traced values."""
@@ -102,22 +117,12 @@ class Program:
             rng=jax.random.key_data(run_key),
         )
 
-    def forward(self, params: Any, hyper: Mapping[str, Any], carry: Any, key: Array | None):
+    def forward(
+        self, params: Any, hyper: Mapping[str, Any], carry: Any, key: Array | None
+    ) -> Forward:
         """The model's forward pass as a function of a batch; with a key it is a training pass."""
-
-        def apply(batch: Batch) -> tuple[Array, Any]:
-            return self.module.apply(
-                {"params": params},
-                batch["tokens"],
-                batch["positions"],
-                batch["segment_ids"],
-                hyper=hyper.get("model", {}),
-                carry=carry,
-                train=key is not None,
-                rngs={"dropout": key} if key is not None else None,
-            )
-
-        return apply
+        own = hyper.get("model", {})
+        return Forward(self.module, params, own, carry, key, self.config.loss_chunk)
 
     def gradients(self, state: TrainState, batch: Batch) -> tuple[Any, Sums, dict[str, Sums], Any]:
         """Gradient of the total (not the mean), and the sums.
