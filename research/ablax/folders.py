@@ -3,12 +3,13 @@
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ablax import config as configuration
 from ablax.config import RequestError
 from ablax.data.corpus import open_corpus
+from ablax.data.progress import Progress
 from ablax.experiment import resolve
 from ablax.history import run_folders
 from ablax.model import load
@@ -74,9 +75,12 @@ def prepare(
     *,
     extend: Iterable[Any] = (),
     offline: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Downloads, tokenises and verifies what a configuration needs, without a device.
+
+    Args:
+      progress: called with (what, done, total) documents, such as `ablax.data.progress.told(print)`.
 
     Returns:
       Per split: documents, tokens, bytes, whether it is lossless, fingerprint; and the tokenizer's.

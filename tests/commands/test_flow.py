@@ -129,8 +129,12 @@ def test_fork_goes_on_from_its_parent(folder, trained, ablax):
 
 
 def test_prepare_needs_no_model(folder, ablax):
-    code, found, _ = ablax("prepare", f"--config={folder / 'page.py'}", "--offline")
+    page, longer = f"--config={folder / 'page.py'}", "--config.data.split.validation=0.3"
+    code, found, said = ablax("prepare", page, "--offline", longer)
     assert code == 0
+    train, validation = said.strip().splitlines()
+    assert train.startswith("ablax: tokenising train: ")
+    assert validation.startswith("ablax: tokenising validation: ")
     assert found["splits"]["train"]["documents"] > found["splits"]["validation"]["documents"] > 0
 
 

@@ -15,10 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prepares; what lies where as JSON. Uses no accelerator: login nodes have none."""
     flags.go_offline(args.offline)
+    from ablax.data.progress import told
     from ablax.devices import choose_platform
     from ablax.folders import prepare
 
     choose_platform("cpu")
     extend = flags.extensions(args.extend)
     resolved = flags.resolved(args.config, args.overrides, extend)
-    output.emit(prepare(resolved, extend=extend, offline=args.offline))
+    report = told(output.say)
+    output.emit(prepare(resolved, extend=extend, offline=args.offline, progress=report))

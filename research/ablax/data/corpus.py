@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ablax.config import RequestError, family, knob
 from ablax.data.layouts import make_layout
 from ablax.data.loader import Loader
+from ablax.data.progress import Progress
 from ablax.data.sources import SOURCES, Source
 from ablax.data.splits import SplitConfig, open_splits
 from ablax.data.store import TokenStore, build_store, cache_root
@@ -112,7 +113,7 @@ def open_corpus(
     tokenizer: Tokenizer | None = None,
     offline: bool = False,
     cache: Path | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Corpus:
     """Opens the documents, trains or loads the tokenizer, and tokenises every split once.
 
