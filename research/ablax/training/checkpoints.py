@@ -3,41 +3,27 @@ composite, or nothing.
 
 A checkpoint is used only if every array hashes to what the manifest says, because Orbax restores
 flipped bits without an error. Nothing here unpickles: arrays are tensorstore chunks, everything
-else is JSON.
+else is JSON. Nothing in it depends on devices: where arrays go is the reader's template's business.
 """
 
+import contextlib
 import math
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
 from ablax.config import RequestError
-from ablax.run import RunFailed
-from ablax.training.manifest import Damaged, check_fits, describe, leaves_of, seal_of
+from ablax.training import disk
+from ablax.training.disk import SaveError
+from ablax.training.manifest import Damaged, leaves_of, manifest_of
+from ablax.training.retention import Keep, best_of
+from ablax.training.saved import SavedCheckpoint
 
 DAMAGED = "damaged"
 STEP_FOLDERS = ocp.path.step.standard_name_format()
-# What is wrong with the machine, not with the files.
-MACHINE_ERRORS = (MemoryError, PermissionError, jax.errors.JaxRuntimeError)
-
-
-class SaveError(RunFailed):
-    """A checkpoint did not become durable; earlier ones are untouched and a later save may succeed.
-
-    Attributes:
-      needed: bytes of the state in memory.
-      free: bytes free on the file system.
-    """
-
-    def __init__(self, text: str, needed: int, free: int):
-        super().__init__(text)
-        self.needed, self.free = needed, free
 
 
 class Checkpoints:
@@ -52,6 +38,7 @@ class Checkpoints:
         returns either way.
       writer: False for readers, which change nothing in the folder, so that a run may go on writing
         it.
+      unverified: whether a reader takes checkpoints whose manifest is missing; it says so.
       say: takes one line of text, for damage that was found.
     """
 
@@ -63,6 +50,7 @@ class Checkpoints:
         asynchronous: bool = True,
         *,
         writer: bool = True,
+        unverified: bool = False,
         say: Callable[[str], None] = print,
     ):
         self.folder = Path(folder).absolute()
@@ -73,13 +61,14 @@ class Checkpoints:
         if not writer and not self.folder.is_dir():
             raise RequestError(f"there is no checkpoint folder {self.folder}")
         self._best_metric, self._writer, self._say = best_metric, writer, say
+        self._unverified = unverified
         self._scores: dict[int, float] = {}
         self._saving: tuple[int, int] | None = None
         if writer:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished()
+            disk.remove_unfinished(self.folder)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Keep(keep, self.best_step),
+            preservation_policy=Keep(keep, self.best_step),
             step_name_format=STEP_FOLDERS,
             enable_async_checkpointing=asynchronous,
             create=False,
@@ -116,25 +105,18 @@ class Checkpoints:
         """
         self.wait()
         leaves = leaves_of(state)
-        manifest = {
-            "step": step,
-            "leaves": describe(leaves),
-            "cursor": seal_of(cursor),
-            "config": seal_of(config),
-        }
-        items = {
-            "state": ocp.args.StandardSave(state),  # type: ignore[call-arg]
-            "cursor": ocp.args.JsonSave(dict(cursor)),  # type: ignore[call-arg]
-            "config": ocp.args.JsonSave(dict(config)),  # type: ignore[call-arg]
-            "scores": ocp.args.JsonSave(dict(scores or {})),  # type: ignore[call-arg]
-            "manifest": ocp.args.JsonSave({**manifest, "seal": seal_of(manifest)}),  # type: ignore[call-arg]
-        }
-        self._saving = step, sum(leaf.nbytes for leaf in leaves.values())
-        self._scores[step] = self._score(scores or {})
+        contents = {"cursor": dict(cursor), "config": dict(config), "scores": dict(scores or {})}
+        self._saving = step, disk.size_of(state)
+        disk.check_room(self.folder, step, self._saving[1], self.latest_step())
+        contents["manifest"] = manifest_of(step, leaves, contents)
+        items = {name: ocp.args.JsonSave(value) for name, value in contents.items()}  # type: ignore[call-arg]
+        self._scores[step] = self._score(contents["scores"])
         try:
             if step in self.all_steps():
                 self._manager.delete(step)
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            arrays = ocp.args.StandardSave(state)  # type: ignore[call-arg]
+            composite = ocp.args.Composite(state=arrays, **items)
+            self._manager.save(step, args=composite, force=True)
         except Exception as error:
             raise self._failure(error) from error
 
@@ -169,13 +151,15 @@ class Checkpoints:
         """The durable step with the smallest `best_metric`, the newest of equals; None if none was
         scored.
         """
-        scored = {step: self._score_of(step) for step in self.all_steps()}
-        finite = [(value, -step) for step, value in scored.items() if math.isfinite(value)]
-        return -min(finite)[1] if finite else None
+        return best_of({step: self._score_of(step) for step in self.all_steps()})
 
     def config(self, step: int) -> dict[str, Any]:
         """The resolved configuration that was saved with a step."""
-        return self._read(step, "config")
+        return self.saved(step).config()
+
+    def saved(self, step: int) -> SavedCheckpoint:
+        """The checkpoint of a step."""
+        return SavedCheckpoint(self.folder, step, self._unverified, self._say)
 
     def restore(
         self, template: Any, step: int | Literal["best"] | None = None
@@ -201,18 +185,23 @@ class Checkpoints:
         candidates = self._candidates(step)
         for position, candidate in enumerate(candidates):
             try:
-                return *self._verified(template, candidate), candidate
-            except (RequestError, *MACHINE_ERRORS):
-                raise
-            except Exception as error:
-                reason = str(error).split("\n")[0][:200] or type(error).__name__
+                return *self.saved(candidate).state(template), candidate
+            except Damaged as damage:
                 after = candidates[position + 1 : position + 2]
                 then = f"; going back to checkpoint {after[0]}" if after else ""
-                self._say(f"checkpoint {candidate} in {self.folder} is damaged ({reason}){then}")
+                self._say(f"checkpoint {candidate} in {self.folder} is damaged ({damage}){then}")
                 self._quarantine(candidate)
-        good = [s for s in self.all_steps() if s not in candidates]
-        remedy = f"ask for one of the others: {good}" if good else "start again with --fresh"
+        good = self.newest_good(step for step in self.all_steps() if step not in candidates)
+        remedy = "start again with --fresh" if good is None else f"checkpoint {good} is, ask for it"
         raise RequestError(f"no checkpoint of {candidates} in {self.folder} is good; {remedy}")
+
+    def newest_good(self, steps: Iterable[int]) -> int | None:
+        """The newest of some steps whose checkpoint is what was saved, all of it."""
+        for step in sorted(steps, reverse=True):
+            with contextlib.suppress(Damaged):
+                self.saved(step).arrays()
+                return step
+        return None
 
     def _candidates(self, step: int | str | None) -> list[int]:
         steps = self.all_steps()
@@ -234,28 +223,6 @@ class Checkpoints:
             )
         return [int(step)]
 
-    def _verified(self, template: Any, step: int) -> tuple[Any, dict[str, Any]]:
-        manifest = self._read(step, "manifest")
-        seal = manifest.pop("seal", None)
-        if seal != seal_of(manifest) or manifest["step"] != step:
-            raise Damaged("the manifest is not the one that was saved")
-        check_fits(template, manifest["leaves"], f"checkpoint {step} in {self.folder}")
-        cursor = self._read(step, "cursor")
-        for name, value in {"cursor": cursor, "config": self.config(step)}.items():
-            if manifest[name] != seal_of(value):
-                raise Damaged(f"the {name} is not the one that was saved")
-        abstract = jax.tree.map(_abstract, template)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))  # type: ignore[call-arg]
-        state = self._manager.restore(step, args=items)["state"]
-        for path, found in describe(leaves_of(state)).items():
-            if found != manifest["leaves"][path]:
-                raise Damaged(f"{path} is not what was saved")
-        return state, cursor
-
-    def _read(self, step: int, item: str) -> dict[str, Any]:
-        arguments = ocp.args.Composite(**{item: ocp.args.JsonRestore()})
-        return self._manager.restore(step, args=arguments)[item]
-
     def _score(self, scores: Mapping[str, float]) -> float:
         value = scores.get(self._best_metric, math.inf) if self._best_metric else math.inf
         return float(value)
@@ -263,31 +230,20 @@ class Checkpoints:
     def _score_of(self, step: int) -> float:
         if step not in self._scores:
             try:
-                self._scores[step] = self._score(self._read(step, "scores"))
-            except (OSError, ValueError, KeyError):  # a damaged score must not hide the others
-                self._scores[step] = math.inf
+                scores = self.saved(step).scores()
+            except Damaged as damage:  # it must not hide the others
+                self._say(f"checkpoint {step} in {self.folder} is not asked for a score ({damage})")
+                scores = {}
+            self._scores[step] = self._score(scores)
         return self._scores[step]
 
     def _failure(self, error: Exception) -> SaveError:
         step, needed = self._saving or (0, 0)
         self._saving = None
         self._scores.pop(step, None)
-        self._remove_unfinished()
+        disk.remove_unfinished(self.folder)
         self._manager.reload()
-        free, latest = shutil.disk_usage(self.folder).free, self.latest_step()
-        full = "No space left" in str(error) or getattr(error, "errno", None) in (28, 122)
-        reason = "the disk is full" if full else str(error).split("\n")[0]
-        good = "there is no earlier one" if latest is None else f"checkpoint {latest} is still good"
-        return SaveError(
-            f"checkpoint {step} was not saved in {self.folder}: {reason}"
-            f" ({needed:,} bytes needed, {free:,} free); {good}",
-            needed,
-            free,
-        )
-
-    def _remove_unfinished(self) -> None:
-        for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(path, ignore_errors=True)
+        return disk.failed_save(self.folder, step, error, needed, self.latest_step())
 
     def _quarantine(self, step: int) -> None:
         if not self._writer:
@@ -298,21 +254,3 @@ class Checkpoints:
         (self.folder / str(step)).rename(aside / name)
         self._scores.pop(step, None)
         self._manager.reload()
-
-
-class _Keep(checkpoint_managers.PreservationPolicy):
-    """Keeps the newest `count` checkpoints and the best of those that are durable already."""
-
-    def __init__(self, count: int, best_step: Callable[[], int | None]):
-        self._count, self._best_step = count, best_step
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
-        kept = {info.step for info in checkpoints[-self._count :]} | {self._best_step()}
-        return [info.step in kept for info in checkpoints]
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
-        jax.local_devices()[0]
-    )
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,12 +1,14 @@
 """What a checkpoint must hold: path, shape, dtype and a hash of every array, and hashes of its
-JSON.
+JSON. Every difference is damage, and is said with the file or the array that it is in.
 """
 
 import concurrent.futures
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +18,8 @@ from ablax.config import RequestError
 from ablax.training.masks import parameter_path
 
 SHOWN = 4
+# Files of an item whose loss its reader does not name.
+ESSENTIAL = {"state": ("_METADATA", "manifest.ocdbt")}
 
 
 class Damaged(Exception):
@@ -33,20 +37,88 @@ def seal_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def digest(leaf: Any) -> str | None:
+    """Hash of an array's values; None for one that is spread over processes."""
+    if not getattr(leaf, "is_fully_addressable", True):
+        return None
+    return hashlib.sha256(np.ascontiguousarray(leaf).view(np.uint8).data).hexdigest()
+
+
 def describe(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """path -> [shape, dtype, hash of the values]; the hash of an array spread over processes is
-    None.
-    """
+    """path -> [shape, dtype, hash of the values] (see `digest`)."""
 
     def entry(leaf: Any) -> list[Any]:
-        digest = None
-        if getattr(leaf, "is_fully_addressable", True):
-            digest = hashlib.sha256(np.ascontiguousarray(leaf).view(np.uint8).data).hexdigest()
-        return [list(leaf.shape), str(leaf.dtype), digest]
+        return [list(leaf.shape), str(leaf.dtype), digest(leaf)]
 
     # hashlib releases the interpreter's lock for large buffers.
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return dict(zip(leaves, pool.map(entry, leaves.values()), strict=True))
+
+
+def manifest_of(
+    step: int, leaves: Mapping[str, Any], items: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Args:
+      leaves: path -> array.
+      items: name -> JSON that is saved beside the arrays.
+    """
+    seals = {name: seal_of(content) for name, content in items.items()}
+    content = {"step": step, "leaves": describe(leaves), "items": seals}
+    return {**content, "seal": seal_of(content)}
+
+
+def opened(manifest: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """A manifest's content, if it is what was saved, and at this step.
+
+    Raises:
+      Damaged: if it is not.
+    """
+    content = {name: value for name, value in manifest.items() if name != "seal"}
+    if manifest.get("seal") != seal_of(content):
+        raise Damaged(f"{step}/manifest is not what was saved")
+    if content.keys() != {"step", "leaves", "items"}:
+        raise Damaged(f"{step}/manifest was written by another version of Ablax")
+    if content["step"] != step:
+        raise Damaged(f"{step}/manifest belongs to step {content['step']}")
+    return content
+
+
+def check_item(manifest: Mapping[str, Any], name: str, content: Mapping[str, Any]) -> None:
+    """Raises Damaged unless a piece of JSON is what was saved."""
+    if manifest["items"].get(name) != seal_of(content):
+        raise Damaged(f"{manifest['step']}/{name} is not what was saved")
+
+
+def check_leaves(manifest: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
+    """Raises Damaged, naming the arrays, unless each of them is what was saved."""
+    found = describe(leaves)
+    bad = [path for path, entry in found.items() if entry != manifest["leaves"].get(path)]
+    if bad:
+        more = f" and {len(bad) - SHOWN} more arrays" if len(bad) > SHOWN else ""
+        shown = ", ".join(bad[:SHOWN])
+        raise Damaged(f"{manifest['step']}/state: {shown}{more}: not what was saved")
+
+
+def cause(error: BaseException, item: Path) -> str:
+    """One line about what a reader stumbled over: the file, if that is known, and the reason.
+
+    Args:
+      item: folder of a checkpoint's item.
+    """
+    chain = [error]
+    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(inner)
+    # Orbax wraps what TensorStore says in text that hides it.
+    told = next((e for e in chain if re.match(r"[A-Z_]+: ", str(e))), error)
+    text = str(told).split(" [tensorstore_spec")[0].strip().split("\n")[0] or type(told).__name__
+    named = [Path(name) for name in re.findall(re.escape(str(item)) + r"/[\w./-]*\w", text)]
+    lost = [item / name for name in ESSENTIAL.get(item.name, ()) if not (item / name).is_file()]
+    file = (*lost, *named[::-1], item)[0]
+    missing = "" if file.exists() else " is missing"
+    root = item.parent.parent
+    return f"{file.relative_to(root)}{missing}: {text.replace(f'{root}/', '')[:240]}"
 
 
 def check_fits(template: Any, saved: Mapping[str, Sequence[Any]], where: str) -> None:
