@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 # The child kills itself with SIGKILL when a phase has been entered often enough: no clean-up of any kind runs.
 CHILD = """
 import os, signal, sys
-phase, count, workdir, family = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+phase, count, workdir, families = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]
 import ablax
 from ablax.experiment import base
 import ablax.training.checkpoints as checkpoints
@@ -45,24 +45,30 @@ if phase == "saving":  # the background commit has begun and is not done
 if phase == "before saving":
     checkpoints.Checkpoints.save = deadly(checkpoints.Checkpoints.save, before=True)
 
-kinds = {"decoder": {"model": "decoder"}, "lstm": {"model": "lstm"}}[family]
-config = base(**kinds, source="builtin:python_reference", tokenizer="byte")
-config.model.num_layers, config.model.width = 1, 16
-if family == "decoder":
-    config.model.num_heads, config.model.residual_dropout = 2, 0.1
-else:
-    config.data.layout = "streams"
-config.data.sequence_length, config.training.batch_size, config.training.steps = 16, 4, 12
-config.evaluation.every, config.evaluation.documents, config.checkpoint.every = 4, 1, 3
-config.writers.every, config.writers.tensorboard, config.training.ema_decay = 2, False, 0.9
-print(ablax.train(config, workdir, progress=False).finished)
+def config_of(family):
+    kinds = {"decoder": {"model": "decoder"}, "lstm": {"model": "lstm"}}[family]
+    config = base(**kinds, source="builtin:python_reference", tokenizer="byte")
+    config.model.num_layers, config.model.width = 1, 16
+    if family == "decoder":
+        config.model.num_heads, config.model.residual_dropout = 2, 0.1
+    else:
+        config.data.layout = "streams"
+    config.data.sequence_length, config.training.batch_size, config.training.steps = 16, 4, 12
+    config.evaluation.every, config.evaluation.documents, config.checkpoint.every = 4, 1, 3
+    config.writers.every, config.writers.tensorboard, config.training.ema_decay = 2, False, 0.9
+    return config
+
+for family in families:
+    print(ablax.train(config_of(family), os.path.join(workdir, family), progress=False).finished)
 """
+FAMILIES = ("decoder", "lstm")
 TIMES = ("tokens_per_second",)
 
 
-def run(workdir: pathlib.Path, family: str, phase: str = "none", count: int = 0):
+def run(workdir: pathlib.Path, *families: str, phase: str = "none", count: int = 0):
+    """Trains each family in a folder of its name under `workdir`, in one process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "research"), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", CHILD, phase, str(count), str(workdir), family]
+    command = [sys.executable, "-c", CHILD, phase, str(count), str(workdir), *families]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
 
 
@@ -77,17 +83,10 @@ def contents(workdir: pathlib.Path):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    found = {}
-
-    def get(family):
-        if family not in found:
-            workdir = tmp_path_factory.mktemp(family)
-            done = run(workdir, family)
-            assert done.stdout.strip() == "True", done.stderr[-2000:]
-            found[family] = contents(workdir)
-        return found[family]
-
-    return get
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = run(workdir, *FAMILIES)
+    assert done.stdout.split() == ["True"] * len(FAMILIES), done.stderr[-2000:]
+    return {family: contents(workdir / family) for family in FAMILIES}
 
 
 CASES = [("decoder", "step", 8), ("decoder", "saving", 2), ("lstm", "evaluation", 2)]
@@ -108,12 +107,12 @@ MORE = [
 def test_killed_run_goes_on_as_if_never_stopped(undisturbed, tmp_path, family, phase, count):
     """Catches a loader that starts over, a meter that forgets, a random key that is drawn anew, a record written twice,
     a carry that is not saved."""
-    killed = run(tmp_path, family, phase, count)
+    killed = run(tmp_path, family, phase=phase, count=count)
     assert killed.returncode == -9, killed.stderr[-2000:]
     assert f"killed in {phase}" in killed.stdout
     resumed = run(tmp_path, family)
     assert resumed.stdout.strip() == "True", resumed.stderr[-2000:]
-    expected, found = undisturbed(family), contents(tmp_path)
+    expected, found = undisturbed[family], contents(tmp_path / family)
     assert found[0] == expected[0]
     assert found[1] == expected[1]
     assert found[2] == expected[2]
