@@ -196,7 +196,11 @@ def test_invalid_text_is_skipped_and_counted_on_request(folder, capsys):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["generate", "decoder", "--prompt=" + "word " * 9], "16"),
+        (
+            ["generate", "decoder", "--prompt=" + "word " * 9],
+            "that leaves no room in the model's 16",
+        ),
+        (["generate", "decoder", "--prompt=the", "--max_new_tokens=14"], "lower max_new_tokens"),
         (["generate", "encoder", "--prompt=the"], "a EncoderConfig cannot generate; it can fill"),
         (["generate", "decoder", "--prompt=the", "--temperature=-1"], "temperature"),
         (["fill", "decoder", "--text=the [MASK]"], "a DecoderConfig cannot fill masks"),

@@ -128,6 +128,28 @@ def test_the_command_shows_batches_in_colour_and_lengths_in_steps(page, capsys):
     assert "blocks/mlp" in captured.err
 
 
+def test_every_knob_is_listed_with_its_default_its_mark_and_what_it_does(page, capsys):
+    """Catches: a knob that is left out; a default of another kind; the value shown as the default."""
+    arguments = [f"--config={page}", "--config.model=lstm", "--config.model.width=12", "--knobs"]
+    assert cli.main(["inspect", *arguments]) == 0
+    captured = capsys.readouterr()
+    found = {row["knob"]: row for row in json.loads(captured.out)}
+    experiment = resolve(base(model="lstm"))
+    assert list(found) == list(
+        inspection.settings(resolve(base(model="lstm", source="text:x", tokenizer="byte")))
+    )
+    assert (found["model.kind"]["value"], found["model.kind"]["default"]) == ("lstm", "decoder")
+    assert found["model.width"]["value"] == 12
+    assert found["model.width"]["default"] == type(experiment.model)().width
+    assert found["training.steps"]["value"] == "2 epochs"
+    assert found["optimizer.learning_rate"]["mark"] == "result, traced"
+    assert found["data.prefetch"]["mark"] == "execution"
+    assert all(row["doc"].strip() for row in found.values())
+    for row in found.values():
+        assert row["knob"] in captured.err
+    assert "Batches prepared ahead." in captured.err
+
+
 def test_a_wrong_knob_is_one_line(page, capsys):
     assert cli.main(["inspect", f"--config={page}", "--config.model.num_layer=1"]) == 2
     assert "did you mean 'num_layers'?" in capsys.readouterr().err

@@ -108,7 +108,7 @@ class Model:
         self,
         prompts: str | Sequence[str],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         num_return_sequences: int = 1,
         seed: int = 0,
         stop: Sequence[str] = (),
@@ -117,6 +117,7 @@ class Model:
         """Continuations of each prompt.
 
         Args:
+          max_new_tokens: tokens per continuation at most; as many as fit, 64 at most, when None.
           **sampling: temperature, top_k, top_p, min_p, repetition_penalty (see `Sampling`).
 
         Raises:

@@ -101,6 +101,8 @@ def test_generate_and_fill(trained, ablax):
     assert code == 0
     assert [len(row) for row in found["completions"]] == [2]
     assert ablax("generate", *run, *arguments)[1] == found
+    code, found, _ = ablax("generate", *run, "--prompt=the ")  # as it stands in the help
+    assert (code, len(found["completions"][0][0]["tokens"]) <= 64) == (0, True)
     code, found, said = ablax("fill", *run, "--text=the [MASK]")
     assert (code, found) == (2, None)
     assert "cannot fill masks" in said

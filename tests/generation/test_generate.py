@@ -7,7 +7,7 @@ from ablax.config import RequestError
 from ablax.data.exact_tokenizers import ByteConfig
 from ablax.data.tokenizers import build_tokenizer
 from ablax.generation.decoders import NgramDecoder
-from ablax.generation.generate import check_fits, complete, generate
+from ablax.generation.generate import complete, generate, tokens_to_add
 from ablax.generation.loop import Stepwise
 from ablax.generation.samplers import Sampling
 from ablax.models.ngram import NgramConfig
@@ -100,11 +100,25 @@ def test_stop_strings_cut_what_would_have_been_said(sample):
 
 def test_prompts_that_do_not_fit_are_refused_with_numbers(sample, decoder):
     """Catches: positions that wrap silently at the table's end."""
-    check_fits([[1] * 24], 40, 64)
+    assert tokens_to_add([[1] * 24], 40, 64) == 40
     refused = r"prompt 1 has 25 tokens; with max_new_tokens=40 .* 64"
     for options in ({}, {"max_length": 64}):  # the module's own table, or the caller's limit
         with pytest.raises(RequestError, match=refused):  # <bos> and 24 letters
             sample(["a", "a" * 24], model=decoder, max_new_tokens=40, **options)
+
+
+def test_without_a_number_as_many_tokens_as_fit(sample, decoder, alphabet, letters):
+    """Catches: a default that a model with as short a context can never take; one that ends too early."""
+    options = {"model": decoder, "max_new_tokens": None, "sampling": GREEDY}
+    for longest, room in ((1, 62), (62, 1)):  # <bos> and the letters, of 64 positions
+        for (found,) in sample(["a", "a" * longest], **options):
+            assert len(found.tokens) == room or found.finish_reason == "eos"
+    assert tokens_to_add([[1], [1] * 2], None, 64) == 62
+    assert tokens_to_add([[1] * 3], None, 1000) == 64
+    with pytest.raises(RequestError, match="prompt 0 has 64 tokens; that leaves no room in the"):
+        sample(["a" * 63], **options)
+    ((found,),) = complete(alphabet, letters, ["a" * 99], sampling=GREEDY)  # without a limit
+    assert len(found.tokens) == 64
 
 
 def test_an_empty_prompt_needs_bos(alphabet, letters, unmarked_letters):

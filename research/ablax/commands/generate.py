@@ -14,8 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_new_tokens",
         type=int,
-        default=64,
-        help="tokens per continuation at most (default 64)",
+        help="tokens per continuation at most (default: as many as fit behind the longest prompt, 64 at most)",
     )
     parser.add_argument(
         "--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)"

@@ -1,7 +1,8 @@
 """Shows what an experiment will be: configuration, parameters, FLOPs per token, memory, lengths in steps, sharding.
 
 --batch=N prints N decoded batches: token text over target text, counted targets in green, padding dim.
---layers prints every layer's output shape. Nothing is trained and no model is built in memory.
+--knobs prints every knob with its default, its mark and what it does. --layers prints every layer's output shape.
+Nothing is trained and no model is built in memory.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from ablax.config import RequestError
 
 PADDING_STYLE, SEGMENT_STYLES = "dim", ("cyan", "magenta", "yellow", "blue")
 MOST_ROWS = 8
+KNOB_COLUMNS = ("knob", "value", "default", "mark", "doc")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=0, metavar="N", help="show N decoded batches")
     parser.add_argument(
         "--layers", action="store_true", help="show the output shape of every layer"
+    )
+    parser.add_argument(
+        "--knobs",
+        action="store_true",
+        help="show every knob with its default and what it does, and stop",
     )
     flags.add_platform(parser)
     flags.add_offline(parser)
@@ -31,12 +38,19 @@ def run(args: argparse.Namespace) -> None:
     flags.go_offline(args.offline)
     from ablax import inspection
     from ablax.devices import choose_platform
+    from ablax.listing import knobs
 
     # Shapes need no accelerator, and another run may hold it.
     choose_platform(args.platform or "cpu")
     if args.batch < 0:
         raise RequestError(f"--batch={args.batch} must be 0 or more")
     experiment = flags.resolved(args.config, args.overrides, flags.extensions(args.extend))
+    if args.knobs:
+        found = knobs(experiment)
+        output.emit(found)
+        rows = [[str(row[name]) for name in KNOB_COLUMNS] for row in found]
+        output.table(args.config, KNOB_COLUMNS, rows)
+        return
     corpus = None
     if args.batch > 0 or inspection.needs_data(experiment):
         corpus = inspection.corpus_of(experiment, args.offline)

@@ -13,6 +13,8 @@ from ablax.generation.decoders import position_limit
 from ablax.generation.loop import Compiled, Decoded, Engine
 from ablax.generation.samplers import Sampling, row_keys
 
+DEFAULT_NEW_TOKENS = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
@@ -47,19 +49,29 @@ def encode_prompt(tokenizer: Tokenizer, text: str, add_bos: bool) -> list[int]:
     return ids
 
 
-def check_fits(
-    prompts: Sequence[Sequence[int]], max_new_tokens: int, max_length: int | None
-) -> None:
-    """Raises RequestError if a prompt leaves no room for the new tokens."""
-    if max_new_tokens < 1:
-        raise RequestError(f"max_new_tokens={max_new_tokens} must be at least 1")
-    for index, prompt in enumerate(prompts):
-        if max_length is not None and len(prompt) + max_new_tokens > max_length:
-            raise RequestError(
-                f"prompt {index} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} "
-                f"that exceeds the model's {max_length}: shorten the prompt, lower max_new_tokens, "
-                "or train with a larger data.sequence_length"
-            )
+def tokens_to_add(
+    prompts: Sequence[Sequence[int]], wanted: int | None, max_length: int | None
+) -> int:
+    """How many tokens each prompt gets at most: `wanted`, else as many as fit behind the longest
+    prompt, `DEFAULT_NEW_TOKENS` at most.
+
+    Raises:
+      RequestError: if a prompt leaves no room for them.
+    """
+    if wanted is not None and wanted < 1:
+        raise RequestError(f"max_new_tokens={wanted} must be at least 1")
+    if max_length is None or not prompts:
+        return wanted or DEFAULT_NEW_TOKENS
+    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
+    room = max_length - len(prompts[longest])
+    if room < (wanted or 1):
+        asked = f"with max_new_tokens={wanted} that exceeds" if wanted else "that leaves no room in"
+        remedy = "lower max_new_tokens, " if wanted else ""
+        raise RequestError(
+            f"prompt {longest} has {len(prompts[longest])} tokens; {asked} the model's {max_length}: "
+            f"shorten the prompt, {remedy}or train with a larger data.sequence_length"
+        )
+    return wanted or min(DEFAULT_NEW_TOKENS, room)
 
 
 class Detokenizer:
@@ -118,7 +130,7 @@ def complete(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     num_return_sequences: int = 1,
     seed: int = 0,
@@ -129,7 +141,8 @@ def complete(
     """Continues each prompt with any engine (see `generate` for neural models).
 
     Args:
-      max_new_tokens: at most this many tokens per completion.
+      max_new_tokens: at most this many tokens per completion; None: as many as fit behind the longest
+        prompt, 64 at most.
       sampling: how tokens are chosen; None is plain sampling.
       num_return_sequences: completions per prompt; the first n do not change when more are asked
         for.
@@ -159,7 +172,7 @@ def complete(
             "completion; raise the temperature or ask for one"
         )
     encoded = [encode_prompt(tokenizer, text, add_bos) for text in prompts]
-    check_fits(encoded, max_new_tokens, engine.max_length)
+    max_new_tokens = tokens_to_add(encoded, max_new_tokens, engine.max_length)
     controls, eos = sampling.controls(), tokenizer.specials.eos
     # Prompts of like length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda p: len(encoded[p]))
