@@ -1,13 +1,18 @@
-"""What a loader refuses: sizes that do not fit, values that no model could look up."""
+"""What layouts and loaders refuse: sizes that do not fit, values that no model could look up."""
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ablax.config import RequestError
-from ablax.data.layouts import Layout
+from ablax.data.store import TokenStore
+
+if TYPE_CHECKING:
+    from ablax.data.layouts import Layout
 
 
 def check_sizes(
-    layout: Layout,
+    layout: "Layout",
     global_batch_size: int,
     seed: int,
     process_index: int,
@@ -52,3 +57,23 @@ def check_range(name: str, values: np.ndarray, limit: int) -> None:
             f"{name} has values in [{values.min()}, {values.max()}] and not only in [0, {limit}): "
             "look at the transform and the tokenizer"
         )
+
+
+def check_rows(store: TokenStore, sequence_length: int, bos: int | None, eos: int | None) -> None:
+    """Raises RequestError unless a layout can be made of these; see `make_layout`."""
+    if sequence_length < 1:
+        raise RequestError(f"data.sequence_length is {sequence_length}: it must be at least 1")
+    for name, mark in (("bos", bos), ("eos", eos)):
+        if mark is not None and not 0 <= mark < store.vocab_size:
+            raise RequestError(
+                f"{name} is {mark}, outside the vocabulary of {store.vocab_size}: "
+                "pass the tokenizer's own id"
+            )
+
+
+def too_short(store: TokenStore, have: int, need: int, knobs: str) -> RequestError:
+    """What to say of a split that has less than one step needs."""
+    return RequestError(
+        f"the split has {have} tokens in {len(store)} documents and one step needs {need}: "
+        f"lower {knobs}, or use a longer split"
+    )

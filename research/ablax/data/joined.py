@@ -1,7 +1,7 @@
 """All documents of a token store as one sequence, with document marks, without a copy."""
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from ablax.data.store import TokenStore
 
@@ -28,6 +28,17 @@ class JoinedTokens:
         if over <= 0:
             return self._read(start, start + count)
         return np.concatenate([self._read(start, self._length), self._read(0, over)])
+
+    def documents(self, start: int, count: int) -> Int64[np.ndarray, " documents"]:
+        """The documents that `read(start, count)` reads of, their marks included, each once."""
+        over = start + count - self._length
+        if over > 0:
+            parts = self.documents(start, self._length - start), self.documents(0, over)
+            return np.union1d(*parts)
+        offsets = self._store.offsets if self._offsets is None else self._offsets
+        first, last = np.searchsorted(offsets, (start, start + count - 1), side="right") - 1
+        inside = np.arange(first, last + 1)
+        return inside[offsets[inside] < offsets[inside + 1]]  # an empty document is not read
 
     def _read(self, start: int, stop: int) -> Int32[np.ndarray, " count"]:
         if self._offsets is None:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from ablax.config import RequestError
+from ablax.data.checks import check_rows, too_short
 from ablax.data.joined import JoinedTokens
 from ablax.data.lease import Progress
 from ablax.data.packing import load_plan
@@ -43,6 +44,9 @@ class Layout(Protocol):
     def sequence_length(self) -> int: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Row: ...
+    def documents(self, index: int, /) -> np.ndarray:
+        """The documents of a row, by their numbers in the store, rising."""
+        ...
 
 
 class Windows:
@@ -68,13 +72,13 @@ class Windows:
         phase: bool = True,
         seed: int = 0,
     ):
-        _check(store, sequence_length, bos, eos)
+        check_rows(store, sequence_length, bos, eos)
         self.store, self.sequence_length = store, sequence_length
         self.position_limit = sequence_length + 1
         self._stream = JoinedTokens(store, bos, eos)
         self._rows = (len(self._stream) - 1) // sequence_length
         if self._rows < 1:
-            raise _too_short(store, len(self._stream), sequence_length + 1, "data.sequence_length")
+            raise too_short(store, len(self._stream), sequence_length + 1, "data.sequence_length")
         self._phase, self._seed = phase, seed
         self._positions = _constant(np.arange(sequence_length + 1))
         self._segment_ids = _constant(np.ones(sequence_length + 1))
@@ -83,10 +87,15 @@ class Windows:
         return self._rows
 
     def __getitem__(self, index: int) -> Row:
-        epoch, row = divmod(index, self._rows)
-        start = (row * self.sequence_length + self.phase_of(epoch)) % len(self._stream)
-        tokens = self._stream.read(start, self.sequence_length + 1)
+        tokens = self._stream.read(self._start(index), self.sequence_length + 1)
         return {"tokens": tokens, "positions": self._positions, "segment_ids": self._segment_ids}
+
+    def documents(self, index: int) -> np.ndarray:
+        return self._stream.documents(self._start(index), self.sequence_length + 1)
+
+    def _start(self, index: int) -> int:
+        epoch, row = divmod(index, self._rows)
+        return (row * self.sequence_length + self.phase_of(epoch)) % len(self._stream)
 
     def phase_of(self, epoch: int) -> int:
         """The joined position at which the epoch's first row starts."""
@@ -119,7 +128,7 @@ class Packed:
         root: Path | None = None,
         progress: Progress | None = None,
     ):
-        _check(store, sequence_length, bos, eos)
+        check_rows(store, sequence_length, bos, eos)
         self.store, self.sequence_length = store, sequence_length
         self._bos, self._eos = bos, eos
         has_bos, has_eos = bos is not None, eos is not None
@@ -140,10 +149,7 @@ class Packed:
         return len(self.plan)
 
     def __getitem__(self, index: int) -> Row:
-        plan, offsets = self.plan, self.store.offsets
-        index %= len(plan)
-        first = int(plan.row_starts[index])
-        slices = slice(first, first + int(plan.row_counts[index]))
+        plan, offsets, slices = self.plan, self.store.offsets, self._slices(index)
         documents, starts, lengths = (
             plan.documents[slices],
             plan.starts[slices],
@@ -163,6 +169,14 @@ class Packed:
         if self._eos is not None:
             tokens[ends[starts + lengths == self._document_lengths[documents]] - 1] = self._eos
         return row
+
+    def documents(self, index: int) -> np.ndarray:
+        return np.unique(self.plan.documents[self._slices(index)])
+
+    def _slices(self, index: int) -> slice:
+        index %= len(self.plan)
+        first = int(self.plan.row_starts[index])
+        return slice(first, first + int(self.plan.row_counts[index]))
 
 
 class Streams:
@@ -186,13 +200,13 @@ class Streams:
         bos: int | None = None,
         eos: int | None = None,
     ):
-        _check(store, sequence_length, bos, eos)
+        check_rows(store, sequence_length, bos, eos)
         self.store, self.sequence_length, self.batch_size = store, sequence_length, batch_size
         self._stream = JoinedTokens(store, bos, eos)
         self._steps = (len(self._stream) - 1) // (batch_size * sequence_length)
         if self._steps < 1:
             need = batch_size * sequence_length + 1
-            raise _too_short(
+            raise too_short(
                 store, len(self._stream), need, "training.batch_size or data.sequence_length"
             )
         self.position_limit = self._steps * sequence_length + 1
@@ -207,16 +221,19 @@ class Streams:
         return self._steps * self.batch_size
 
     def __getitem__(self, index: int) -> Row:
-        step, lane = divmod(index % len(self), self.batch_size)
-        start = step * self.sequence_length
-        tokens = self._stream.read(
-            lane * self._steps * self.sequence_length + start, self.sequence_length + 1
-        )
+        step = index % len(self) // self.batch_size
         return {
-            "tokens": tokens,
-            "positions": self._arange + np.int32(start),
+            "tokens": self._stream.read(self._start(index), self.sequence_length + 1),
+            "positions": self._arange + np.int32(step * self.sequence_length),
             "segment_ids": self._segment_ids,
         }
+
+    def documents(self, index: int) -> np.ndarray:
+        return self._stream.documents(self._start(index), self.sequence_length + 1)
+
+    def _start(self, index: int) -> int:
+        step, lane = divmod(index % len(self), self.batch_size)
+        return (lane * self._steps + step) * self.sequence_length
 
 
 def make_layout(
@@ -273,21 +290,3 @@ def _constant(values: np.ndarray) -> Int32[np.ndarray, " T+1"]:
     array = values.astype(np.int32)
     array.flags.writeable = False  # shared by all rows
     return array
-
-
-def _check(store: TokenStore, sequence_length: int, bos: int | None, eos: int | None) -> None:
-    if sequence_length < 1:
-        raise RequestError(f"data.sequence_length is {sequence_length}: it must be at least 1")
-    for name, mark in (("bos", bos), ("eos", eos)):
-        if mark is not None and not 0 <= mark < store.vocab_size:
-            raise RequestError(
-                f"{name} is {mark}, outside the vocabulary of {store.vocab_size}: "
-                "pass the tokenizer's own id"
-            )
-
-
-def _too_short(store: TokenStore, have: int, need: int, knobs: str) -> RequestError:
-    return RequestError(
-        f"the split has {have} tokens in {len(store)} documents and one step needs {need}: "
-        f"lower {knobs}, or use a longer split"
-    )

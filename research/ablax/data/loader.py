@@ -36,6 +36,9 @@ class Loader:
       prefetch: batches made ahead by `iterate`'s thread; 0 makes each when asked for, without a
         thread.
 
+    Attributes:
+      first_row, local_batch_size: which rows of the global batch are this process's.
+
     Raises:
       RequestError: if a size does not fit.
     """
@@ -56,11 +59,8 @@ class Loader:
         check_sizes(
             layout, global_batch_size, seed, process_index, process_count, shuffle, prefetch
         )
-        self.layout, self.global_batch_size, self.rows_per_epoch = (
-            layout,
-            global_batch_size,
-            len(layout),
-        )
+        self.layout, self.rows_per_epoch = layout, len(layout)
+        self.global_batch_size = global_batch_size
         self.tokens_per_step = global_batch_size * layout.sequence_length
         vocab_size = layout.store.vocab_size
         self._limits = {
@@ -74,13 +74,11 @@ class Loader:
         order = grain.MapDataset.range(len(layout)).seed(seed)
         if layout.shuffled if shuffle is None else shuffle:
             order = order.shuffle()
-        local_batch_size = global_batch_size // process_count
+        self.local_batch_size = global_batch_size // process_count
+        self.first_row = process_index * self.local_batch_size
+        self._order = order.repeat()
         self._batches = _Batches(
-            order.repeat(),
-            self._batch,
-            process_index * local_batch_size,
-            local_batch_size,
-            global_batch_size,
+            self._order, self._batch, self.first_row, self.local_batch_size, global_batch_size
         )
 
     @property
@@ -104,6 +102,17 @@ class Loader:
         assert batch is not None
         return batch
 
+    def documents(self, step: int) -> list[np.ndarray]:
+        """The documents, by number, of each row of the global batch of one step."""
+        first = step * self.global_batch_size
+        places = range(first, first + self.global_batch_size)
+        order: Any = self._order
+        return [self.layout.documents(self._row(place, order[place])) for place in places]
+
+    def _row(self, position: int, number: int) -> int:
+        # The row's number forgets the epoch, which the layout wants to know.
+        return position // self.rows_per_epoch * self.rows_per_epoch + number
+
     def iterate(self, start_step: int = 0) -> "BatchIterator":
         """Endless iteration over `batch(start_step)` and its successors, made ahead by a thread."""
         options = grain.ReadOptions(
@@ -126,8 +135,7 @@ class Loader:
         generator = np.random.Generator(np.random.Philox(key=self._seed))
         state: Any = generator.bit_generator.state
         for position, number in zip(positions, numbers, strict=True):
-            # The row's number forgets the epoch, which the layout wants to know.
-            row = self.layout[position // self.rows_per_epoch * self.rows_per_epoch + number]
+            row = self.layout[self._row(position, number)]
             if self._transform is not None:
                 state["state"]["counter"][3] = position
                 generator.bit_generator.state = state

@@ -12,14 +12,21 @@ from ablax import config as configuration
 from ablax.config import RequestError, suggest
 from ablax.data.corpus import Corpus
 from ablax.data.loader import Loader
+from ablax.distributed import ranks
 from ablax.evaluation.scoring import check_context
+from ablax.models.kernels import REFERENCE, Choice
 from ablax.run import Preempted, RunFolder, now
 from ablax.training import session
-from ablax.training.checkpoints import Checkpoints, SaveError
+from ablax.training.canary import check_kernel, first_rows, with_kernel
+from ablax.training.checkpoints import Checkpoints
+from ablax.training.disk import check_run, size_of
 from ablax.training.evaluators import Evaluator, metrics_of
+from ablax.training.ledger import Ledger
 from ablax.training.loop import Every, Loop
 from ablax.training.meter import Meter
 from ablax.training.phases import Phases
+from ablax.training.recovery import NOTHING, Recovery, Rewind, events_of, position
+from ablax.training.saving import Saving
 from ablax.training.schedules import unchanged_until
 from ablax.training.signals import Stop, Stopped, catch
 from ablax.training.state import TrainState, without_hyper
@@ -40,6 +47,7 @@ class Descent:
       clock: its length.
       program: its pure functions.
       engine: the program on its devices.
+      kernel: of its attention, if it has any.
     """
 
     experiment: Any
@@ -48,6 +56,7 @@ class Descent:
     clock: session.Clock
     program: Program
     engine: Any
+    kernel: Choice | None
 
     @classmethod
     def plan(cls, experiment: Any, corpus: Corpus) -> "Descent":
@@ -58,7 +67,8 @@ class Descent:
         """
         loader = session.training_loader(experiment, corpus)
         clock = session.Clock.of(experiment.training.steps, loader)
-        program = session.build_program(experiment, corpus.tokenizer.vocab_size, clock)
+        chosen, kernel = with_kernel(experiment, jax.devices()[0].platform)
+        program = session.build_program(chosen, corpus.tokenizer.vocab_size, clock)
         best = session.best_metric(experiment)
         known = [name for name in metrics_of(experiment) if "accuracy" not in name]
         if best not in known:
@@ -68,7 +78,7 @@ class Descent:
             program.module, experiment.evaluation.context or experiment.data.sequence_length
         )
         engine = session.build_engine(experiment, program)
-        return cls(experiment, corpus, loader, clock, program, engine)
+        return cls(experiment, corpus, loader, clock, program, engine, kernel)
 
     def check_growth(self, folder: RunFolder) -> None:
         """Lets a run go on to another number of steps only where its learning rates so far stay what they were.
@@ -95,27 +105,63 @@ class Descent:
                 f"off with `ablax fork {folder.path} --workdir=NEW`"
             )
 
+    def check_room(self, folder: RunFolder, say: Say) -> None:
+        """Compares the size of a checkpoint with what is free.
+
+        Raises:
+          RequestError: if not even one fits.
+        """
+        hyper = session.hyper_of(self.experiment)
+        shapes = jax.eval_shape(self.program.init, session.root_key(0), hyper)
+        size, keep = size_of(without_hyper(shapes)), self.experiment.checkpoint.keep
+        if warning := check_run(folder.path, size, keep):
+            say(warning)
+
     def run(self, folder: RunFolder, progress: bool, say: Say, phases: Phases, stop: Stop) -> None:
         """Trains from the newest good checkpoint, or from the start, to the end.
 
         Raises:
-          NonFinite, Preempted, Stopped, SaveError: see `Loop.run` and `Checkpoints.save`.
+          Diverged, Preempted, Stopped, SaveError: see `Loop.run` and `Checkpoints.save`.
         """
+        refused, events = None, events_of(folder)
+        while True:
+            try:
+                return self.start(folder, progress, say, phases, stop, refused, events)
+            except Rewind as rewind:
+                refused = rewind.event
+
+    def start(
+        self,
+        folder: RunFolder,
+        progress: bool,
+        say: Say,
+        phases: Phases,
+        stop: Stop,
+        refused: Mapping[str, Any] | None,
+        events: list[dict[str, Any]],
+    ) -> None:
+        """One way from a checkpoint to the end, or to a `Rewind`; `refused` says why there is another one."""
         experiment, clock = self.experiment, self.clock
         with contextlib.ExitStack() as stack:
             best = session.best_metric(experiment)
-            checkpoints = Checkpoints(folder.checkpoints, experiment.checkpoint.keep, best, say=say)
+            checkpoints = self.checkpoints(folder, best, say)
             stack.callback(checkpoints.close)
             state, cursor = self.starting_state(checkpoints, say)
+            self.check_attention(folder, state, say)
             watch = Stopwatch(cursor.get("seconds", 0.0))
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
             folder.update(parameters=parameters, total_steps=clock.total)
+            before = cursor.get("bytes", 0)
             writers = stack.enter_context(
-                open_writers(
-                    experiment.writers, folder, clock.total, cursor.get("bytes", 0), progress, say
-                )
+                open_writers(experiment.writers, folder, clock.total, before, progress, say)
             )
-            loop = self.loop(folder, checkpoints, writers, watch, stack, phases, stop)
+            saving = Saving(checkpoints, folder, clock.total, say)
+            recovery = Recovery(experiment.training.guard, folder, saving.last_good, say, events)
+            recovery.restore(cursor.get("guard", NOTHING), int(state.step))
+            if refused:
+                recovery.rewound(refused, int(state.step))
+            ledger = Ledger(folder.path, self.loader, recovery.batch, say)
+            loop = self.loop(folder, saving, writers, watch, stack, phases, stop, recovery, ledger)
             if cursor:
                 loop.meter.restore(cursor["meter"])
             # From here on there is something to save.
@@ -124,57 +170,77 @@ class Descent:
             try:
                 state = loop.run(state, owed=bool(cursor) and cursor["owed"])
             except Preempted as reason:
-                checkpoints.wait()
+                saving.finish()
                 if "Ctrl-C" not in str(reason):
                     raise
                 say(str(reason))
                 folder.update(status="interrupted", seconds=watch.seconds())
                 return
-            checkpoints.wait()
+            saving.finish()
             ended = {"ended": now(), "seconds": watch.seconds()}
             folder.update(status="finished", step=int(state.step), **ended)
+
+    def checkpoints(self, folder: RunFolder, best: str | None, say: Say) -> Checkpoints:
+        """The folder's checkpoints; process 0 makes their folder before the others look."""
+        if folder.writer:
+            folder.checkpoints.mkdir(exist_ok=True)
+        ranks().agree("checkpoint folder", {})
+        return Checkpoints(
+            folder.checkpoints,
+            self.experiment.checkpoint.keep,
+            best,
+            writer=folder.writer,
+            say=say,
+        )
 
     def loop(
         self,
         folder: RunFolder,
-        checkpoints: Checkpoints,
+        saving: Saving,
         writers: Any,
         watch: "Stopwatch",
         stack: contextlib.ExitStack,
         phases: Phases,
         stop: Stop,
+        recovery: Recovery,
+        ledger: Ledger,
     ) -> Loop:
         """The loop with its verbs."""
+        stack.enter_context(ledger)
         experiment, program, clock = self.experiment, self.program, self.clock
         evaluator = Evaluator(
             experiment.evaluation,
             self.corpus,
             experiment.objective,
-            folder.evals,
+            folder.evals if folder.writer else None,
             before_batch=stop.check,
+            unwritten=saving.say,
         )
+        others = ranks()
 
         def evaluate(state: TrainState, step: int) -> dict[str, Any] | None:
             params = program.evaluation_params(state)
             hyper = state.hyper.get("model", {})
             with contextlib.suppress(Stopped):
-                return evaluator.neural(program.module, params, hyper, step, step == clock.total)
+                record = evaluator.neural(program.module, params, hyper, step, step == clock.total)
+                # Which checkpoint is the best, and so is kept, must not depend on the last bit of a rank's arithmetic.
+                return others.share("record", record, experiment.heartbeat.patience)
 
         def save(step: int, state: TrainState, record: Any, going_on: Mapping[str, Any]) -> None:
             cursor = {"bytes": writers.cursor(), "seconds": watch.seconds(), **going_on}
             scores = {k: v for k, v in (record or {}).items() if isinstance(v, float)}
             kept = without_hyper(state)
-            checkpoints.save(step, kept, cursor, configuration.to_dict(experiment), scores)
-            folder.update(step=step, seconds=watch.seconds())
+            saving.save(step, kept, cursor, configuration.to_dict(experiment), scores)
 
-        def last_good() -> int | None:
-            with contextlib.suppress(SaveError):
-                checkpoints.wait()
-            return checkpoints.latest_step()
+        batches = stack.enter_context(contextlib.ExitStack())
+
+        def iterate(step: int) -> Any:
+            batches.close()
+            return batches.enter_context(self.loader.iterate(position(step, recovery.left_out)))
 
         return Loop(
             engine=self.engine,
-            batches=lambda step: stack.enter_context(self.loader.iterate(step)),
+            batches=iterate,
             total=clock.total,
             every=Every(
                 log=experiment.writers.every,
@@ -186,9 +252,26 @@ class Descent:
             evaluate=evaluate,
             save=save,
             stop=stop,
-            last_good=last_good,
+            recovery=recovery,
+            seen=ledger.write,
             phases=phases,
         )
+
+    def check_attention(self, folder: RunFolder, state: TrainState, say: Say) -> None:
+        """Records and says how attention is computed, and compares a kernel with the reference.
+
+        Raises:
+          RequestError: if they differ.
+        """
+        if self.kernel is None:
+            return
+        name, why = self.kernel
+        folder.update(attention_kernel={"name": name, "why": why})
+        if name != REFERENCE or jax.devices()[0].platform != "cpu":
+            say(f"attention: {name} ({why})")
+        if name != REFERENCE:
+            rows = first_rows(self.experiment, self.corpus)
+            check_kernel(self.program, state.params, state.hyper, rows)
 
     def starting_state(
         self, checkpoints: Checkpoints, say: Say
@@ -199,6 +282,7 @@ class Descent:
             return self.engine.init(session.root_key(self.experiment.seed), hyper), {}
         template = self.engine.template(session.root_key(0), hyper)
         state, cursor, step = checkpoints.restore(without_hyper(template))
+        ranks().agree("restored checkpoint", {"checkpoint": step})
         say(f"resuming at step {step}")
         placed = jax.tree.map(
             lambda x, like: jax.device_put(x, like.sharding), hyper, template.hyper

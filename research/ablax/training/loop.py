@@ -10,10 +10,12 @@ import numpy as np
 
 from ablax.config import Duration, RequestError, knob
 from ablax.run import Preempted
-from ablax.training.meter import Meter, NonFinite, finite
+from ablax.training.guard import released, why_refused
+from ablax.training.meter import Meter
 from ablax.training.phases import Phases
+from ablax.training.recovery import Recovery, first_not_finite
 from ablax.training.signals import Stop, Stopped
-from ablax.training.state import TrainState
+from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import StepConfig
 
 
@@ -57,7 +59,8 @@ class Loop:
       evaluate: (state, step) -> record of the evaluation, or None if the wish to stop broke it off.
       save: (step, state, record of the evaluation or None, what `run` and the meter need to go on).
       stop: whether somebody wants the run to end now.
-      last_good: step of the newest checkpoint, for messages.
+      recovery: decides what becomes of a refused step.
+      seen: takes each step and its batch before it is made.
       phases: where the run is.
     """
 
@@ -70,8 +73,13 @@ class Loop:
     evaluate: Callable[[TrainState, int], dict[str, Any] | None]
     save: Callable[[int, TrainState, Mapping[str, Any] | None, Mapping[str, Any]], None]
     stop: Stop
-    last_good: Callable[[], int | None]
+    recovery: Recovery
+    seen: Callable[[int, Mapping[str, np.ndarray]], None]
     phases: Phases = dataclasses.field(default_factory=Phases)
+    state: TrainState = dataclasses.field(init=False)
+    first: int = dataclasses.field(init=False)
+    saved: int = dataclasses.field(init=False)
+    clock: float = dataclasses.field(init=False)
 
     def run(self, state: TrainState, owed: bool = False) -> TrainState:
         """From the state's step to the last.
@@ -81,15 +89,25 @@ class Loop:
           owed: whether the evaluation of the state's step was broken off when it was saved.
 
         Raises:
-          NonFinite: naming the step and the last good checkpoint; the non-finite state is not saved.
+          Diverged, Rewind: see `Recovery.decide`; a state that is not finite is never saved.
           Preempted: after the state was saved, if `stop` asked for it.
           Stopped: if it asked for it before the first step was made: there is nothing new to save.
         """
-        start, pending = int(state.step), None
-        saved = start
+        self.state, start = state, int(state.step)
+        self.first = self.saved = start
         if owed:
-            self.conclude(state, start, evaluating=True, saving=self.due(self.every.save, start))
-        batches, clock = self.batches(start), time.perf_counter()
+            self.conclude(start, evaluating=True, saving=self.due(self.every.save, start))
+        while True:
+            try:
+                self.advance(int(self.state.step))
+                return self.state
+            except Refused as refused:
+                self.recover(*refused.args)
+
+    def advance(self, start: int) -> None:
+        """Steps from `start` updates to the last; raises Refused when the guard did not apply one."""
+        pending, batches = None, self.batches(start)
+        self.clock = time.perf_counter()
         for done in range(start + 1, self.total + 1):
             self.phases.enter("data", done)
             try:
@@ -97,48 +115,69 @@ class Loop:
                     batch = next(batches)
             except Stopped as reason:
                 if pending:
-                    self.settle(*pending, clock)
-                if saved < done - 1:
-                    self.conclude(state, done - 1, evaluating=False, saving=True)
+                    self.settle(*pending)
+                if self.saved < done - 1:
+                    self.conclude(done - 1, evaluating=False, saving=True)
                 raise self.preempted(str(reason), done - 1) from None
-            self.phases.enter("compile" if done == start + 1 else "step", done)
-            with self.stop.breakable(done == start + 1):
-                state, metrics = self.engine.step(state, batch)
+            self.seen(done, batch)
+            first = done == self.first + 1
+            self.phases.enter("compile" if first else "step", done)
+            with self.stop.breakable(first):
+                self.state, metrics = self.engine.step(self.state, batch)
             # Fetched one step late: the device works on this step while the host reads the one before, and there
             # are never more than two programs in flight.
             if pending:
-                clock = self.settle(*pending, clock)
+                self.settle(*pending)
             pending = (done, metrics)
             evaluating, saving = (self.due(n, done) for n in (self.every.evaluate, self.every.save))
             if not (evaluating or saving or self.stop()):
                 continue
-            clock = self.settle(*pending, clock)
+            self.settle(*pending)
             pending = None
-            self.conclude(state, done, evaluating, saving)
-            saved = done if saving else saved
-            clock = time.perf_counter()
+            self.conclude(done, evaluating, saving)
+            self.clock = time.perf_counter()
         self.phases.enter("end", self.total)
-        return state
 
-    def conclude(self, state: TrainState, done: int, evaluating: bool, saving: bool) -> None:
+    def conclude(self, done: int, evaluating: bool, saving: bool) -> None:
         """Evaluates and saves after a step, and ends the run if somebody wants it.
 
         An evaluation that is broken off is owed: the checkpoint says so, and the next start makes up for it.
         """
-        if not finite(state.params):
-            raise self.not_finite("a parameter is not finite", done)
+        if where := first_not_finite(without_hyper(self.state)):
+            self.recovery.decide(done, f"{where} is not finite", again=True, poisoned=True)
         record = None
         if evaluating:
             self.phases.enter("evaluate", done)
-            record = self.evaluate(state, done)
+            record = self.evaluate(self.state, done)
             if record is not None:
                 self.write(record)
         owed, reason = evaluating and record is None, self.stop()
         if saving or reason:
             self.phases.enter("save", done)
-            self.save(done, state, record, {"meter": self.meter.state(), "owed": owed})
+            going_on = {"meter": self.meter.state(), "owed": owed, "guard": self.recovery.state()}
+            self.save(done, self.state, record, going_on)
+            self.saved = done
         if reason and (owed or done < self.total):
             raise self.preempted(reason, done)
+
+    def recover(self, done: int, why: str) -> None:
+        """Repeats a refused step from the state before it, which the guard kept, and goes on by the policy."""
+        if where := first_not_finite(without_hyper(self.state)):
+            why = f"{where} is not finite"
+        self.phases.enter("step", done)
+        self.state, metrics = self.engine.step(released(self.state), next(self.batches(done - 1)))
+        metrics = fetched(metrics)
+        again = why_refused(metrics) is not None
+        self.recovery.decide(done, why, again, poisoned=where is not None)
+        if again:
+            self.state = released(self.state, advance=True)
+            self.meter.skip()
+        else:
+            self.meter.add(metrics, 0.0)
+        self.log(done)
+        evaluating, saving = (self.due(n, done) for n in (self.every.evaluate, self.every.save))
+        if evaluating or saving:
+            self.conclude(done, evaluating, saving)
 
     def preempted(self, reason: str, done: int) -> Preempted:
         """What ends a run that was saved at a step."""
@@ -149,23 +188,26 @@ class Loop:
         """Whether something with this period is due after `done` steps; at the end everything is."""
         return done == self.total or (every > 0 and done % every == 0)
 
-    def settle(self, done: int, metrics: Any, clock: float) -> float:
-        """Fetches a step's metrics, checks them, and writes a record when one is due; returns the time."""
-        metrics = jax.tree.map(np.asarray, metrics)  # a seventh of what device_get costs here
+    def settle(self, done: int, metrics: Any) -> None:
+        """Fetches a step's metrics, and writes a record when one is due; raises Refused if it was not applied."""
+        metrics = fetched(metrics)
         now = time.perf_counter()
-        try:
-            self.meter.add(metrics, now - clock)
-        except NonFinite as error:
-            raise self.not_finite(str(error), done) from None
+        if why := why_refused(metrics):
+            raise Refused(done, why)
+        self.meter.add(metrics, now - self.clock)
+        self.clock = now
+        self.log(done)
+
+    def log(self, done: int) -> None:
+        """Writes a record when one is due."""
         if self.due(self.every.log, done):
             self.write(self.meter.take(done))
-        return now
 
-    def not_finite(self, what: str, done: int) -> NonFinite:
-        """The error that names the step, the last good checkpoint and what to do."""
-        good = self.last_good()
-        where = (
-            f"the last good checkpoint is step {good}" if good else "no checkpoint was saved before"
-        )
-        remedy = "lower optimizer.learning_rate or set training.clip_norm"
-        return NonFinite(f"{what} at step {done}; {where}; {remedy}")
+
+class Refused(Exception):
+    """A step was not applied: its number, and why."""
+
+
+def fetched(metrics: Any) -> Any:
+    """Metrics on the host, at a seventh of what device_get costs here."""
+    return jax.tree.map(np.asarray, metrics)

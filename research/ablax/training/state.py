@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ablax.shapes import Array, Int, UInt32
+from ablax.training.guard import GuardState
 
 
 @flax.struct.dataclass
@@ -22,6 +23,7 @@ class TrainState:
       carry: a recurrent model's state between the windows of a stream, leading axis B; () otherwise.
       hyper: the traced knobs as float32 scalars.
       rng: uint32 [2] key data; the key of a step is fold_in(rng, step).
+      guard: whether the last step was refused.
     """
 
     step: Int[Array, ""]
@@ -31,6 +33,7 @@ class TrainState:
     carry: Any
     hyper: Any
     rng: UInt32[Array, "2"]
+    guard: GuardState
 
 
 def without_hyper(state: TrainState) -> TrainState:

@@ -13,6 +13,7 @@ from ablax.objectives.batch import Batch
 from ablax.objectives.forward import Forward, splits
 from ablax.objectives.sums import Sums
 from ablax.shapes import Array
+from ablax.training.guard import GuardConfig, GuardState, accept, judge
 from ablax.training.masks import DecayConfig, clip_by_global_norm
 from ablax.training.optimizers import build_optimizer, evaluation_params
 from ablax.training.state import TrainState, key_of
@@ -30,6 +31,7 @@ class StepConfig:
     ema_decay: float | None = knob(
         None, "Decay per step of the average of the parameters used in evaluation, or none."
     )
+    guard: GuardConfig = knob(GuardConfig(), "What happens when a loss is not finite, or jumps.")
     loss_chunk: int | None = knob(
         None,
         "Positions of a row whose logits exist at once, computed again in the backward pass; none = all.",
@@ -115,6 +117,7 @@ class Program:
             carry=carry,
             hyper=hyper,
             rng=jax.random.key_data(run_key),
+            guard=GuardState.fresh(),
         )
 
     def forward(
@@ -161,7 +164,7 @@ class Program:
     def update(
         self, state: TrainState, gradient: Any, loss: Sums, carry: Any
     ) -> tuple[TrainState, dict[str, Array]]:
-        """Divides once by the count, clips, and takes the optimizer's step."""
+        """Divides once by the count, clips, and takes the optimizer's step, unless the guard refuses it."""
         count = jnp.maximum(loss.count, 1).astype(jnp.float32)
         gradient = jax.tree.map(lambda g: g / count, gradient)
         if self.config.clip_norm is None:
@@ -181,7 +184,11 @@ class Program:
         after = dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, carry=carry
         )
-        return after, {"gradient_norm": norm, "learning_rate": rate}
+        guard = self.config.guard
+        deviations = state.hyper["training"]["guard"]["spike"] if guard.spike != 0 else None
+        verdict = judge(guard, state.guard, loss, norm, deviations)
+        numbers = {"gradient_norm": norm, "learning_rate": rate, "refused": verdict.refused}
+        return accept(verdict, state, after), numbers
 
     def step(
         self, state: TrainState, batch: Batch, reduce: Callable[[Any], Any] = lambda tree: tree
