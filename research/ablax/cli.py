@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import ModuleType
@@ -33,6 +34,10 @@ COMMANDS = {
     "fork": "start a run from another run's checkpoint",
     "new": "write a project of your own: a model, its experiment and its test",
 }
+
+
+# How long a process that was asked to end waits for its threads.
+LINGER_SECONDS = 5.0
 
 
 class Usage(Exception):
@@ -154,6 +159,15 @@ def failure(error: BaseException) -> int:
     return FAILED
 
 
+def ending(code: int, own_process: bool) -> int:
+    """The code; a process that was asked to end also ends if one of its threads waits for a batch that never comes."""
+    if own_process and code in (PREEMPTED, INTERRUPTED):
+        timer = threading.Timer(LINGER_SECONDS, os._exit, (code,))
+        timer.daemon = True
+        timer.start()
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `ablax` with these arguments (default: the process's own) and returns its exit code."""
     own_process, argv = argv is None, list(sys.argv[1:] if argv is None else argv)
@@ -165,13 +179,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stop.code if isinstance(stop.code, int) else DONE if stop.code is None else FAILED
             )
         sys.stdout.flush()
-        return code
+        return ending(code, own_process)
     except BrokenPipeError:
         # The reader of our output (`| head`) went away: nothing is wrong, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except BaseException as error:
-        return failure(error)
+        return ending(failure(error), own_process)
 
 
 if __name__ == "__main__":

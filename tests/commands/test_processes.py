@@ -73,3 +73,34 @@ def test_sigterm_saves_and_exits_with_75(folder):
     assert "stopped by SIGTERM: saved at step" in err.splitlines()[-1]
     steps = [path for path in (folder / "stopped" / "checkpoints").iterdir() if path.name.isdigit()]
     assert steps
+
+
+STUCK = """
+import os, signal, sys, threading
+from ablax import cli
+from ablax.data.loader import Loader
+make = Loader._batch
+
+def stuck(self, positions, numbers):
+    if positions[0] >= 5 * self.global_batch_size:
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        threading.Event().wait()
+    return make(self, positions, numbers)
+
+Loader._batch, cli.LINGER_SECONDS = stuck, 0.5
+sys.argv = ["ablax", "train", *sys.argv[1:]]
+sys.exit(cli.main())
+"""
+
+
+def test_a_batch_that_never_comes_is_not_waited_for(folder):
+    """The wait is broken off, what is done is saved, and the loader's thread does not keep the process. Catches: a
+    run that hangs in its data until it is killed."""
+    workdir = folder / "no-data"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    flags = [f"--config={folder / 'page.py'}", f"--workdir={workdir}", "--platform=cpu"]
+    command = [sys.executable, "-c", STUCK, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGUSR1: saved at step 5 of" in done.stderr.splitlines()[-1]
+    assert (workdir / "checkpoints" / "5").is_dir()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,22 @@ def test_preemption_leaves_the_cell_to_be_resumed(tmp_path, trained, monkeypatch
     with pytest.raises(Preempted):
         run(tmp_path)
     assert read_record(tmp_path, "one/seed0")["status"] == "running"
+    monkeypatch.setattr(trainer, "train", whole)
+    assert set(run(tmp_path).statuses.values()) == {"finished"}
+
+
+def test_a_signal_between_two_cells_is_preemption(tmp_path, trained, monkeypatch):
+    """Catches: a process that SIGTERM kills where no run is there to catch it."""
+    whole = trainer.train
+
+    def train(config, workdir, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return whole(config, workdir, **options)
+
+    monkeypatch.setattr(trainer, "train", train)
+    with pytest.raises(Preempted, match="run the same command"):
+        run(tmp_path)
+    assert trained == []
     monkeypatch.setattr(trainer, "train", whole)
     assert set(run(tmp_path).statuses.values()) == {"finished"}
 

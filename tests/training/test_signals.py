@@ -130,6 +130,21 @@ with stop.breakable(False):
     assert end(process) == (0, "stopped by SIGTERM\nbroken off\nsaved")
 
 
+def test_what_came_too_late_for_a_run_ends_the_sweep():
+    """Catches: the next cell begun after a wish to stop, because the one before had just finished."""
+    body = """
+with signals(Phases(), 100) as inner, inner.breakable(False):
+    while not inner(): time.sleep(0.01)
+    print("finished")
+print("not reached")
+"""
+    process = start(body)
+    process.send_signal(signal.SIGTERM)
+    code, said = end(process)
+    assert code == 0
+    assert said.startswith("finished\npreempted: stopped by SIGTERM")
+
+
 def test_the_handlers_of_before_come_back():
     """Catches: a notebook or a sweep that cannot be stopped after a run."""
     after = "print(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, signal.set_wakeup_fd(-1))"

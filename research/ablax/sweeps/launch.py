@@ -13,6 +13,8 @@ from ablax.experiment import resolve
 from ablax.run import Preempted, RunFolder, write_json
 from ablax.sweeps.cells import Cell, cells_of, read_record, record_path, write_plan
 from ablax.training.evaluators import metrics_of
+from ablax.training.phases import Phases
+from ablax.training.signals import signals
 
 METRIC = "bits_per_byte"
 
@@ -78,7 +80,7 @@ def launch(
 
     Raises:
       RequestError: if the plan, a cell of it or the metric is refused, or the folder holds another plan or experiment.
-      Preempted, KeyboardInterrupt: from the cell that was running, which is saved.
+      Preempted, KeyboardInterrupt: from the cell that was running, which is saved, or between two cells.
     """
     workdir, extend = Path(workdir), tuple(extend)
     cells = cells_of(plan)
@@ -92,15 +94,16 @@ def launch(
             _check_started(folder, cell, resolved[cell.folder], extend)
     write_plan(workdir, cells, metric, name)
     statuses = {}
-    for index, cell in enumerate(cells, start=1):
-        if read_record(workdir, cell.folder)["status"] == "finished":
-            statuses[cell.folder] = "skipped"
-            say(f"[{index}/{len(cells)}] {cell.folder}: already finished")
-            continue
-        say(f"[{index}/{len(cells)}] {cell.folder}")
-        statuses[cell.folder] = _run_cell(
-            workdir, cell, resolved[cell.folder], extend, offline, progress, say
-        )
+    with signals(Phases(), resolved[cells[0].folder].checkpoint.grace_seconds):
+        for index, cell in enumerate(cells, start=1):
+            if read_record(workdir, cell.folder)["status"] == "finished":
+                statuses[cell.folder] = "skipped"
+                say(f"[{index}/{len(cells)}] {cell.folder}: already finished")
+                continue
+            say(f"[{index}/{len(cells)}] {cell.folder}")
+            statuses[cell.folder] = _run_cell(
+                workdir, cell, resolved[cell.folder], extend, offline, progress, say
+            )
     return Outcome(workdir, statuses)
 
 

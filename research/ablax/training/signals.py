@@ -67,7 +67,7 @@ class Stop:
         if reason := self():
             raise Stopped(reason)
 
-    def ask(self, number: int) -> None:
+    def ask(self, number: int, _: object = None) -> None:
         """Notes the wish; the handler of the signals."""
         now = time.monotonic()
         if self.reason and now - self._first >= SAME and number == signal.SIGINT:
@@ -86,7 +86,8 @@ def signals(phases: Phases, grace: float) -> Iterator[Stop]:
 
     A second signal ends the process at once, with 128 + its number: a save that was going on is not committed, and
     the checkpoint before is untouched. In an interactive session Ctrl-C raises KeyboardInterrupt instead and nothing
-    ends the process. Outside the main thread no signal can be caught, and nothing asks.
+    ends the process. Outside the main thread no signal can be caught, and nothing asks. Blocks may be nested: what
+    came too late for the inner one to follow, the outer one follows.
 
     Args:
       phases: where the process is, for the watchdog's last words.
@@ -112,13 +113,16 @@ def signals(phases: Phases, grace: float) -> Iterator[Stop]:
             if stop.reason == REASONS[signal.SIGINT]:
                 raise KeyboardInterrupt from None
             raise Preempted(f"{reason} {_nothing_new(phases)}") from None
+    outer = getattr(handlers[signal.SIGTERM], "__self__", None)
+    if stop.reason and isinstance(outer, Stop):
+        outer.ask(next(number for number, reason in REASONS.items() if reason == stop.reason))
 
 
 def catch(stop: Stop) -> None:
     """Makes `stop` the receiver of the signals, from whoever took them: `jax.distributed.initialize` takes SIGTERM."""
     if threading.current_thread() is threading.main_thread():
         for number in REASONS:
-            signal.signal(number, lambda number, _: stop.ask(number))
+            signal.signal(number, stop.ask)
 
 
 def _nothing_new(phases: Phases) -> str:
