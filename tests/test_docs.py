@@ -42,12 +42,43 @@ def test_links_lead_somewhere(page):
 
 def test_places_in_the_map_exist():
     text = (ROOT / "WORKSPACE.md").read_text()
-    for place in re.findall(r"`((?:research|experiments|scripts|tests|docs)/[^`]*)`", text):
+    for place in re.findall(r"`((?:research|experiments|scripts|tests|docs)/[^`:]*)[`:]", text):
         assert (ROOT / place).exists(), place
     for file in re.findall(
         r"`((?:config|data|models|objectives|training|sweeps|evaluation)/\w+\.py)", text
     ):
         assert (ROOT / "research" / "ablax" / file).exists(), file
+
+
+def test_tests_that_the_map_names_exist():
+    """Catches: a test that was renamed or removed, and with it the law that it held."""
+    text = (ROOT / "WORKSPACE.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+
+
+def test_the_map_knows_every_place():
+    """Catches: a module at the top of the package, or a script, that nobody finds."""
+    text = (ROOT / "WORKSPACE.md").read_text().partition("## Axis letters")[0]
+    package = ROOT / "research" / "ablax"
+    for path in [*package.iterdir(), *(ROOT / "scripts").iterdir()]:
+        if not path.name.startswith("_") and path.name != "py.typed":
+            assert re.search(rf"[`/]{re.escape(path.name)}/?`", text), path
+
+
+def test_every_environment_variable_is_in_the_table():
+    """Catches: a switch that only its author knows, and one that nothing reads any more."""
+    places = [ROOT / "research", ROOT / "scripts", ROOT / "experiments"]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    texts = [path.read_text() for path in files if "__pycache__" not in path.parts]
+    read = {name for text in texts for name in re.findall(r"\bABLAX_[A-Z_]*[A-Z]\b", text)}
+    table = (ROOT / "WORKSPACE.md").read_text().partition("## Environment variables")[2]
+    table = table.partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    told = set(re.findall(r"`(ABLAX_[A-Z_]+)`", "\n".join(row.split("|")[1] for row in rows)))
+    assert told == read
 
 
 def experiment_page(folder: pathlib.Path) -> pathlib.Path:
@@ -106,6 +137,38 @@ def test_the_day_of_the_readme_runs(tmp_path):
                 o for o in SMALL if not any(o.split("=")[0] + "=" in part for part in command)
             ]
         run([*command, "--once"] if command[1] == "watch" else command, tmp_path)
+
+
+PRELUDE = f"""
+from ablax.experiment import resolve
+from page import get_config
+
+config = resolve(get_config(), dict(o.removeprefix("--config.").split("=") for o in {SMALL!r}))
+"""
+
+
+@pytest.mark.ci
+def test_the_python_of_the_readme_runs(tmp_path):
+    """Catches: a call that was renamed, an argument that is gone, a result without what its comment names."""
+    experiment_page(tmp_path)
+    lines = block("import ablax\n").splitlines()
+    for line, shown in (("model.generate(", "[0][1].text"), ("model.score(", ".bytes")):
+        (at,) = [i for i, found in enumerate(lines) if found.startswith(line)]
+        lines[at] = f"print(({lines[at].partition('  #')[0]}){shown})"
+    (at,) = [i for i, found in enumerate(lines) if found.startswith("ablax.runs(")]
+    lines[at] = f"print([entry['status'] for entry in {lines[at]}])"
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + "\n".join(lines)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{ROOT / 'research'}{os.pathsep}{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    *_, sizes, statuses = done.stdout.splitlines()
+    assert sizes == f"[{len('one document')} {len('another')}]"
+    assert statuses == "['finished']"
 
 
 @pytest.mark.ci

@@ -1,11 +1,14 @@
 """The notebook runs from top to bottom, as a newcomer would run it."""
 
+import importlib.util
 import pathlib
 import re
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
@@ -34,6 +37,46 @@ def outputs(notebook, form):
             elif form in output.get("data", {}):
                 found.append(output.data[form])
     return found
+
+
+@pytest.fixture
+def installing(monkeypatch):
+    """Runs the first code cell where Ablax is missing; returns the commands that it gave."""
+    cell = next(c for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.cell_type == "code")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+
+    def run(folder, repository=""):
+        monkeypatch.chdir(folder)
+        given, names = [], {}
+        shell = SimpleNamespace(
+            system=lambda command: given.append(command.format(**names)),
+            run_line_magic=lambda name, line: given.append(f"{name} {line.format(**names)}"),
+        )
+        source = cell.source.replace('REPOSITORY = ""', f'REPOSITORY = "{repository}"')
+        names["get_ipython"] = lambda: shell
+        exec(TransformerManager().transform_cell(source), names)
+        return given
+
+    return run
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_installs_the_checkout_that_is_there(installing, tmp_path, inside):
+    """Opened inside one, or beside one as after `git clone` on Colab. Catches: a package index asked for `ablax`."""
+    folder = tmp_path / "my clone"
+    (folder / "research" / "ablax").mkdir(parents=True)
+    (folder / "experiments" / "notebooks").mkdir(parents=True)
+    where = folder / "experiments" / "notebooks" if inside else tmp_path
+    assert installing(where) == [f'pip install --quiet "{folder}"']
+
+
+def test_without_a_checkout_it_clones_or_says_what_is_missing(installing, tmp_path):
+    """Catches: an installation of whatever else bears the name."""
+    with pytest.raises(FileNotFoundError, match="set REPOSITORY"):
+        installing(tmp_path)
+    cloned, installed = installing(tmp_path, "https://example.org/a.git")
+    assert cloned == 'git clone --quiet --depth=1 "https://example.org/a.git" ablax'
+    assert installed == f'pip install --quiet "{tmp_path / "ablax"}"'
 
 
 @pytest.mark.ci
