@@ -5,6 +5,7 @@ The real script runs with a PATH that holds only fakes, which write down how the
 
 import pathlib
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -164,3 +165,37 @@ def test_requests_that_cannot_be_met_are_one_line(checkout):
     assert done.returncode == 2
     assert done.stderr == "bash: --accelerator=gpu must be cpu, cuda or tpu\n"
     assert checkout.calls() == []
+
+
+SAVES = """#!/usr/bin/env python3
+import signal, sys, time
+def save(*_):
+    time.sleep(0.2)
+    print("saved", file=sys.stderr)
+    sys.exit({code})
+signal.signal(signal.{name}, save)
+print("command runs", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_the_quickstart_passes_signals_on(tmp_path, name, code):
+    """Sent to the script alone, as a scheduler does. Catches: a shell that dies and leaves its command running; one
+    that goes on with the next command; exit code 1 in place of "saved, run again"."""
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts", ignore=shutil.ignore_patterns("bench*"))
+    (tmp_path / "scripts" / "environment").write_text(
+        f'root="{tmp_path}"\nensure_environment() {{ :; }}\n'
+    )
+    command = tmp_path / ".venv" / "bin" / "ablax"
+    command.parent.mkdir(parents=True)
+    command.write_text(SAVES.format(name=name, code=code))
+    command.chmod(0o755)
+    script = [str(tmp_path / "scripts" / "quickstart")]
+    process = subprocess.Popen(script, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    said = iter(process.stderr.readline, "")
+    assert any(line == "command runs\n" for line in said)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(timeout=20) == code
+    assert process.stderr.read() == "saved\n"
