@@ -326,6 +326,28 @@ def test_a_broken_run_folder(copy, refused):
 
 
 @pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["report", "--workdir={folder}/text.txt"], "sweep.json cannot be read"),
+        (["report", "--workdir={folder}/cut"], "sweep.json cannot be read"),
+        (["report", "--workdir={folder}/elsewhere/plan"], "is no plan of a sweep"),
+        (["new", "{folder}/text.txt/mine"], "cannot be made (Not a directory)"),
+        (["evaluate", "--workdir=" + "x" * 300], "holds no run"),
+        (["evaluate", "--workdir=x", "--step=\u00b2"], "must be best, last or"),
+        (["inspect", "--config={folder}/text.txt"], "is no Python file"),
+    ],
+)
+def test_names_of_the_wrong_things(folder, capsys, command, words):
+    """Catches: the traceback of a file where a folder is meant, a plan cut short, a name that is too long."""
+    for name, text in (("cut", '{"cells": ['), ("elsewhere/plan", "{}")):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "sweep.json").write_text(text)
+    assert cli.main([part.format(folder=folder) for part in command]) == cli.REFUSED
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ("data.source=text:{folder}/none*.txt", "no file matches"),
@@ -359,12 +381,13 @@ def test_a_locked_folder(folder, copy, refused, fresh):
 
 
 def test_a_full_disk_fails_in_one_line(folder, refused, tmp_path, monkeypatch):
-    """A real full disk is in tests/training/test_checkpoints.py. Exit code 1: the request was right."""
+    """Really full disks are in tests/training/test_saving.py. Exit code 1: the request was right."""
 
     def full(self, step, *arguments):
         raise SaveError(f"checkpoint {step} was not saved in x: the disk is full", 10, 0)
 
     monkeypatch.setattr(Checkpoints, "save", full)
     page, workdir = f"--config={folder / 'page.py'}", f"--workdir={tmp_path / 'run'}"
-    said = refused("train", page, workdir, "--config.writers.console=false", code=cli.FAILED)
+    once = ["--config.writers.console=false", "--config.training.steps=1"]
+    said = refused("train", page, workdir, *once, code=cli.FAILED)
     assert "the disk is full" in said

@@ -3,12 +3,9 @@
 Fails if a failed save hurts an earlier checkpoint, leaves its folder behind, or makes later saves fail.
 """
 
-import contextlib
 import os
 import pathlib
-import shutil
 import subprocess
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +17,7 @@ from ablax.config import RequestError
 from ablax.training import disk
 from ablax.training.checkpoints import Checkpoints, SaveError
 from checkpoint_states import same
+from small_disks import mounted, run
 
 MEBIBYTE = 1 << 20
 
@@ -28,33 +26,6 @@ def noise(seed: int) -> dict[str, Any]:
     """A state of one mebibyte that cannot be compressed much."""
     values = np.random.default_rng(seed).integers(0, 2**32, MEBIBYTE // 4, np.uint32)
     return {"a": jnp.asarray(values)}
-
-
-def run(*command: Any) -> str:
-    """Runs a command of the system; the test is skipped where it may not."""
-    if shutil.which(str(command[0])) is None:
-        pytest.skip(f"{command[0]} is not installed")
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"{command[0]} needs root and a kernel that has it: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-@contextlib.contextmanager
-def mounted(folder: pathlib.Path, *what: Any) -> Iterator[pathlib.Path]:
-    folder.mkdir()
-    run("mount", *what, folder)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path: pathlib.Path):
-    """A file system of 3.4 MiB."""
-    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=3500k", "tmpfs") as folder:
-        yield folder
 
 
 def fails(checkpoints: Checkpoints, step: int, state: Any) -> SaveError:

@@ -21,6 +21,7 @@ from ablax.evaluation.scores import (
 )
 from ablax.evaluation.scoring import Batch, score_documents
 from ablax.objectives.batch import vocabulary_of
+from ablax.run import RunFailed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +96,11 @@ class Evaluator:
       config: what is measured.
       corpus: the data.
       objective: decides between likelihoods and masked scores.
-      folder: where totals and per-document sums are written.
+      folder: where totals and per-document sums are written; None writes nothing.
       split: in place of the configuration's.
       label: of the files, after split and step: what was measured otherwise than in training.
       before_batch: called before each batch; what it raises breaks the evaluation off.
+      unwritten: takes a line if the disk does not take the sums; an error when None.
     """
 
     def __init__(
@@ -106,16 +108,17 @@ class Evaluator:
         config: EvaluationConfig,
         corpus: Corpus,
         objective: Any,
-        folder: Path,
+        folder: Path | None,
         split: str | None = None,
         label: str = "",
         before_batch: Callable[[], None] = lambda: None,
+        unwritten: Callable[[str], None] | None = None,
     ):
         self.config, self.corpus, self.objective, self.folder = config, corpus, objective, folder
         self.split = split or config.split
         self.documents, self.names = sample(corpus, self.split, config.documents)
         self.context = config.context or corpus.config.sequence_length
-        self.label, self._before_batch = label, before_batch
+        self.label, self._before_batch, self._unwritten = label, before_batch, unwritten
 
     def neural(
         self,
@@ -146,8 +149,18 @@ class Evaluator:
                 record |= {"comparable": False, "reason": identity.reason}
             suffix = "" if identity.measure == "likelihood" else f"-{identity.measure}"
             name = f"{self.split}-{step}{self.label}{suffix}"
-            write_scores(self.folder, name, scores, identity)
+            if self.folder is not None:
+                self._write(self.folder, name, scores, identity)
         return record
+
+    def _write(self, folder: Path, name: str, scores: Scores, identity: MetricIdentity) -> None:
+        try:
+            write_scores(folder, name, scores, identity)
+        except OSError as error:
+            line = f"the sums per document of {name} were not written in {folder}: {error.strerror}"
+            if self._unwritten is None:
+                raise RunFailed(line) from error
+            self._unwritten(line)
 
     def _causal(self, module: Any, params: Any, hyper: Any) -> list[tuple[Scores, MetricIdentity]]:
         result = score_documents(

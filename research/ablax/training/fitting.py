@@ -28,6 +28,9 @@ class Fitting:
     def check_growth(self, folder: RunFolder) -> None:
         """There is nothing to go on with: counting starts over."""
 
+    def check_room(self, folder: RunFolder, say: Callable[[str], None]) -> None:
+        """How large the counts are is known when they have been counted."""
+
     def run(
         self,
         folder: RunFolder,
