@@ -16,7 +16,10 @@ from ablax.model import load
 from ablax.models.ngram import Ngram
 from ablax.run import RunFailed, RunFolder, now, write_json
 from ablax.trainer import specials_of
+from ablax.training.checkpoints import Checkpoints
 from ablax.training.evaluators import Evaluator
+from ablax.training.ledger import copy_ledger
+from ablax.training.manifest import Damaged
 
 Path = pathlib.Path
 
@@ -28,6 +31,7 @@ def evaluate(
     *,
     overrides: Mapping[str, Any] | None = None,
     extend: Iterable[Any] = (),
+    trust_unverified: bool = False,
     offline: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a run on one of its splits; totals and per-document sums go to its `evals/`.
@@ -38,6 +42,7 @@ def evaluate(
       split: `validation`, `test`, `train`; the run's `evaluation.split` when None.
       step: `best`, `last` or a step that was kept.
       overrides: of the `evaluation` knobs, such as `{"evaluation.stride": 32}`.
+      trust_unverified: see `load`.
 
     Returns:
       The record.
@@ -46,7 +51,7 @@ def evaluate(
       RequestError: if there is no such run, split or step.
     """
     extend = list(extend)
-    model = load(workdir, step, extend=extend)
+    model = load(workdir, step, extend=extend, trust_unverified=trust_unverified)
     experiment = resolve(model.config, overrides, extend=extend, imports=False)
     changed = configuration.differences(model.config, experiment)
     if other := [path for path in changed if not path.startswith("evaluation.")]:
@@ -149,6 +154,7 @@ def fork(
         raise RequestError(
             f"{parent.path} has no checkpoint of step {step_text or 'any'}; kept steps are {steps}"
         )
+    check_whole(parent, step)
     changed = configuration.differences(old, new)
     if kept := [path for path in changed if path.startswith("data.tokenizer.")]:
         raise RequestError(
@@ -177,6 +183,7 @@ def fork(
     try:
         shutil.copytree(parent.tokenizer, made.tokenizer)
         shutil.copytree(parent.checkpoints / str(step), made.checkpoints / str(step))
+        copy_ledger(parent.path, made.path)
         if parent.metrics_file.is_file():  # of the trunk; cut at the step when the run starts
             shutil.copy(parent.metrics_file, made.metrics_file)
         write_json(made.path / "run.json", entries)
@@ -195,6 +202,23 @@ def fork(
         "step": step,
         "changed": changed,
     }
+
+
+def check_whole(parent: RunFolder, step: int) -> None:
+    """Refuses to start from a damaged checkpoint.
+
+    Raises:
+      RequestError: naming what is damaged, and the newest step that is good.
+    """
+    with Checkpoints(parent.checkpoints, writer=False) as checkpoints:
+        try:
+            checkpoints.saved(step).arrays()
+        except Damaged as damage:
+            good = checkpoints.newest_good(s for s in checkpoints.all_steps() if s != step)
+            remedy = "none of it is good" if good is None else f"fork {parent.path}@{good}"
+            raise RequestError(
+                f"checkpoint {step} of {parent.path} is damaged ({damage}); {remedy}"
+            ) from None
 
 
 def runs(root: str | pathlib.Path) -> list[dict[str, Any]]:
