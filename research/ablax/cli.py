@@ -31,6 +31,9 @@ COMMANDS = {
     "sweep": "run the arms and seeds of an experiment's plan",
     "report": "compare the arms of a sweep",
     "runs": "list the runs under a folder",
+    "forensics": "make a step again: its documents, losses, gradients, and where the first NaN arose",
+    "ledger": "show the batches that a run saw, or compare those of two runs",
+    "verify-resume": "train, kill, resume, and compare with the run undisturbed",
     "fork": "start a run from another run's checkpoint",
     "new": "write a project of your own: a model, its experiment and its test",
 }
@@ -67,12 +70,12 @@ def _nearest(word: str, words: Sequence[str]) -> str:
 
 def command_module(name: str) -> ModuleType:
     """The module of a command: `add_arguments(parser)` and `run(args) -> exit code or None`."""
-    return importlib.import_module(f"ablax.commands.{name}")
+    return importlib.import_module(f"ablax.commands.{name.replace('-', '_')}")
 
 
 def top_parser() -> Parser:
     """The parser of `ablax` itself, which knows the commands by name only."""
-    lines = [f"  {name:<10} {summary}" for name, summary in COMMANDS.items()]
+    lines = [f"  {name:<13} {summary}" for name, summary in COMMANDS.items()]
     parser = Parser(
         prog="ablax",
         description="Language models and their ablations in JAX.",
@@ -185,7 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except BaseException as error:
-        return ending(failure(error), own_process)
+        code = failure(error)
+        if own_process and (together := sys.modules.get("ablax.distributed")):
+            together.leave(code)
+        return ending(code, own_process)
 
 
 if __name__ == "__main__":
