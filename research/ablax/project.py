@@ -30,8 +30,16 @@ def write_project(folder: Path) -> list[Path]:
       The files, relative to the folder.
 
     Raises:
-      RequestError: if the folder holds anything, or is no folder.
+      RequestError: if the folder holds anything, is no folder or cannot be made.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise RequestError(
+            f"{folder} cannot be made ({error.strerror}); choose another place"
+        ) from None
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"{folder} exists and is not an empty folder; choose a new name")
     source = importlib.resources.files("ablax") / "templates" / "project"

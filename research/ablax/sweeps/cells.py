@@ -137,14 +137,20 @@ def read_plan(sweep: Path) -> dict[str, Any]:
     """What `write_plan` wrote.
 
     Raises:
-      RequestError: if the folder holds no sweep.
+      RequestError: if the folder holds no sweep, or its plan cannot be read.
     """
+    file = sweep / PLAN_FILE
     try:
-        return json.loads((sweep / PLAN_FILE).read_text(encoding="utf-8"))
+        plan = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(
             f"{sweep} holds no sweep ({PLAN_FILE} is missing); run ablax sweep first"
         ) from None
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{file} cannot be read ({error}); give a sweep's --workdir") from None
+    if not isinstance(plan, dict) or not {"arms", "cells", "metric", "baseline"} <= plan.keys():
+        raise RequestError(f"{file} is no plan of a sweep; give a sweep's --workdir")
+    return plan
 
 
 def record_path(sweep: Path, folder: str) -> Path:
