@@ -188,8 +188,8 @@ def read_experiment(spec: str) -> Page:
     name, colon, argument = rest.partition(":")
     path = experiment_path(prefix + name)
     module_spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
+    if module_spec is None or module_spec.loader is None:
+        raise RequestError(f"{path} is no Python file; give --config an experiment's .py file")
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(path.parent))  # a page may import what lies beside it
     try:

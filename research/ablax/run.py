@@ -69,7 +69,10 @@ class RunFolder:
 
     def exists(self) -> bool:
         """Whether a run has been started here."""
-        return (self.path / "config.json").is_file()
+        try:
+            return (self.path / "config.json").is_file()
+        except OSError:  # a name that no file system takes, a folder that may not be looked into
+            return False
 
     def require(self) -> "RunFolder":
         """Itself, if it holds a run.

@@ -71,7 +71,7 @@ def checkpoint_step(text: str) -> "int | str":
     """
     if text in ("best", "last"):
         return text
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     raise RequestError(f"--step={text} must be best, last or the number of a step")
 
