@@ -67,7 +67,8 @@ def test_installs_the_checkout_that_is_there(installing, tmp_path, inside):
     (folder / "research" / "ablax").mkdir(parents=True)
     (folder / "experiments" / "notebooks").mkdir(parents=True)
     where = folder / "experiments" / "notebooks" if inside else tmp_path
-    assert installing(where) == [f'pip install --quiet "{folder}"']
+    for repository in ("", "https://example.org/a.git"):
+        assert installing(where, repository) == [f'pip install --quiet "{folder}"']
 
 
 def test_without_a_checkout_it_clones_or_says_what_is_missing(installing, tmp_path):
