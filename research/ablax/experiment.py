@@ -26,11 +26,13 @@ from ablax.data.corpus import DataConfig
 from ablax.models.table import MODELS
 from ablax.objectives.table import OBJECTIVES
 from ablax.training.evaluators import EvaluationConfig
+from ablax.training.heartbeat import HeartbeatConfig
 from ablax.training.loop import TrainingConfig
 from ablax.training.optimizers import OPTIMIZERS
 from ablax.training.parallel import ParallelConfig
 from ablax.training.schedules import SCHEDULES
 from ablax.training.session import CheckpointConfig
+from ablax.training.start import InitConfig
 from ablax.training.writers import WritersConfig
 
 
@@ -45,9 +47,13 @@ class Experiment:
     objective: Any = family(OBJECTIVES, "causal", "What it learns.")
     optimizer: Any = family(OPTIMIZERS, "adamw", "How gradients move parameters.")
     schedule: Any = family(SCHEDULES, "cosine", "How the learning rate changes over the run.")
+    init: InitConfig = knob(InitConfig(), "Which parameters come from another run.")
     training: TrainingConfig = knob(TrainingConfig(), "How long, how large, how averaged.")
     parallel: ParallelConfig = knob(
         ParallelConfig(), "How it is spread over devices.", mark="execution"
+    )
+    heartbeat: HeartbeatConfig = knob(
+        HeartbeatConfig(), "When a rank of several counts as lost.", mark="execution"
     )
     evaluation: EvaluationConfig = knob(EvaluationConfig(), "What is measured, and when.")
     checkpoint: CheckpointConfig = knob(CheckpointConfig(), "What is kept.", mark="execution")

@@ -57,10 +57,13 @@ class RunFolder:
 
     Args:
       path: the folder; it need not exist.
+      writer: whether this process may change it; of a run in several processes, one. In others what would write does
+        nothing.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, writer: bool = True):
         self.path = Path(path).expanduser().resolve()
+        self.writer = writer
 
     checkpoints = property(lambda self: self.path / "checkpoints")
     evals = property(lambda self: self.path / "evals")
@@ -111,6 +114,8 @@ class RunFolder:
 
     def update(self, **entries: Any) -> None:
         """Changes entries of run.json."""
+        if not self.writer:
+            return
         write_json(self.path / "run.json", self.status() | entries)
 
     @contextlib.contextmanager
@@ -120,6 +125,9 @@ class RunFolder:
         Raises:
           RequestError: if another process writes here, or the folder cannot be made.
         """
+        if not self.writer:
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -149,7 +157,7 @@ class RunFolder:
 
     def set_aside(self) -> Path | None:
         """Moves the folder to a free name beside it and returns that name."""
-        if not self.path.exists():
+        if not self.writer or not self.path.exists():
             return None
         stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         target = self.path.with_name(f"{self.path.name}.{stamp}")

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from ablax import config as configuration
+from ablax import distributed
 from ablax.config import RequestError
 from ablax.data.corpus import Corpus, open_corpus
+from ablax.data.progress import Progress, told
 from ablax.data.tokenizers import load_tokenizer
 from ablax.experiment import Experiment, resolve
 from ablax.run import Preempted, RunFolder, keep_sources, provenance, write_json
@@ -20,7 +21,7 @@ from ablax.training.descent import Descent
 from ablax.training.evaluators import check_split
 from ablax.training.fitting import Fitting
 from ablax.training.phases import Phases
-from ablax.training.signals import signals
+from ablax.training.together import facts, together
 
 Path = pathlib.Path
 
@@ -86,7 +87,9 @@ def train(
     experiment = resolve(config, extend=extend)
     keep_programs()
     say = say or (lambda text: print(text, file=sys.stderr) if progress else None)
-    folder = RunFolder(workdir)
+    ranks = distributed.ranks()
+    folder = RunFolder(workdir, writer=ranks.first)
+    progress = progress and ranks.first
     if debug:
         if hasattr(experiment.model, "fit"):
             raise RequestError(
@@ -97,9 +100,9 @@ def train(
         found = overfit(experiment, corpus, say)
         return Run(folder.path, True, found["steps"], found, found["seconds"], None, 0)
     phases = Phases()
-    with signals(phases, experiment.checkpoint.grace_seconds) as stop:
+    with together(ranks, experiment, folder, phases) as stop:
         work: Descent | Fitting | None = None
-        report = _progress(say) if progress else None
+        report = told(say) if progress else None
         if fresh:
             with folder.lock():  # nobody else may be writing what is moved away
                 # What can be refused is refused while the old run is still in its place.
@@ -107,9 +110,13 @@ def train(
                 work = planned(
                     experiment,
                     open_corpus(experiment.data, specials, offline=offline, progress=report),
+                    folder,
+                    fresh,
+                    say,
                 )
             if moved := folder.set_aside():
                 say(f"moved the old run to {moved}")
+            ranks.agree("fresh start", {})
         if resuming := folder.exists():
             check_same(folder, experiment, extend)
         with folder.lock():
@@ -119,9 +126,12 @@ def train(
                         f"{folder.path} is finished at step {done.step}; raise training.steps to go on, or use --fresh"
                     )
                     return done
-                work = planned(experiment, open_run_corpus(experiment, folder, offline, report))
+                corpus = open_run_corpus(experiment, folder, offline, report)
+                work = planned(experiment, corpus, folder, fresh, say)
                 work.check_growth(folder)
-            begin(folder, experiment, work.corpus)
+            ranks.agree("data", facts(folder, work.corpus))
+            if folder.writer:
+                begin(folder, experiment, work.corpus)
             try:
                 work.run(folder, progress, say, phases, stop)
             except BaseException as error:
@@ -131,18 +141,27 @@ def train(
                 ):  # a full disk: what ended the run is what must be said
                     folder.update(status=status, error=str(error)[:500])
                 raise
+            # Process 0 has written all there is to read, and no rank leaves while another may need it.
+            ranks.agree("end", {}, experiment.heartbeat.patience)
     return run_of(folder)
 
 
-def planned(experiment: Experiment, corpus: Corpus) -> Descent | Fitting:
+def planned(
+    experiment: Experiment,
+    corpus: Corpus,
+    folder: RunFolder,
+    fresh: bool,
+    say: Callable[[str], None],
+) -> Descent | Fitting:
     """The work of a run, put together before anything is written.
 
     Raises:
-      RequestError: for what does not fit the data or the devices.
+      RequestError: for what does not fit the data, the devices or the disk.
     """
     fitted = hasattr(experiment.model, "fit")
     work = Fitting(experiment, corpus) if fitted else Descent.plan(experiment, corpus)
     check_split(corpus, experiment.evaluation.split)
+    work.check_files(folder, fresh, say)
     return work
 
 
@@ -154,7 +173,8 @@ def check_same(folder: RunFolder, experiment: Experiment, extend: Iterable[Any])
     Raises:
       RequestError: showing the difference and the ways out.
     """
-    old = resolve(folder.config(), extend=[*extend, *classes_of(experiment)])
+    own = [*extend, *classes_of(experiment)]
+    old = resolve(folder.config(), extend=own, imports=False)
     changed = configuration.differences(old, experiment, "result")
     changed.pop("training.steps", None)
     code = folder.status().get("extension_code", {})
@@ -211,7 +231,7 @@ def open_run_corpus(
     experiment: Experiment,
     folder: RunFolder,
     offline: bool,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> Corpus:
     """The run's data; a run that goes on keeps its tokenizer and refuses data that changed.
 
@@ -239,22 +259,11 @@ def specials_of(experiment: Experiment) -> tuple[str, ...]:
     return experiment.objective.specials(experiment.data.document_marks)
 
 
-def _progress(say: Callable[[str], None]) -> Callable[[str, int, int], None]:
-    shown: dict[str, float] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        if done == total and what in shown:
-            say(f"{what}: {total:,} documents in {time.perf_counter() - shown[what]:.1f} s")
-        shown.setdefault(what, time.perf_counter())
-
-    return report
-
-
 def begin(folder: RunFolder, experiment: Experiment, corpus: Corpus) -> None:
     """Writes configuration and provenance; every start is recorded with what changed since the last."""
     status, start = folder.status(), provenance()
     if folder.exists():
-        old = resolve(folder.config(), extend=classes_of(experiment))
+        old = resolve(folder.config(), extend=classes_of(experiment), imports=False)
         start["changed"] = configuration.differences(old, experiment)
     if not folder.tokenizer.is_dir():
         corpus.tokenizer.save(folder.tokenizer)

@@ -38,6 +38,28 @@ def add_platform(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """`--coordinator`, `--process-id`, `--process-count`, `--start-timeout`."""
+    parser.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0 of several; launchers are asked for it, or ABLAX_COORDINATOR",
+    )
+    parser.add_argument(
+        "--process-id", type=int, metavar="N", help="this process, from 0; or ABLAX_PROCESS_ID"
+    )
+    parser.add_argument(
+        "--process-count", type=int, metavar="N", help="all processes; or ABLAX_PROCESS_COUNT"
+    )
+    parser.add_argument(
+        "--start-timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long to wait for the other processes (default 300)",
+    )
+
+
 def add_offline(parser: argparse.ArgumentParser) -> None:
     """`--offline`."""
     parser.add_argument(
@@ -57,9 +79,14 @@ def add_extend(parser: argparse.ArgumentParser) -> None:
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
-    """`--step=best|last|N`."""
+    """`--step=best|last|N`, and whether a checkpoint that nobody can verify is read."""
     parser.add_argument(
         "--step", default="best", metavar="N", help="checkpoint: best (default), last or a step"
+    )
+    parser.add_argument(
+        "--trust_unverified",
+        action="store_true",
+        help="read weights although the manifest that tells whether they are whole is missing",
     )
 
 

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--debug", action="store_true", help="overfit one batch with the NaN trap on"
     )
     flags.add_platform(parser)
+    flags.add_cluster(parser)
     flags.add_offline(parser)
     flags.add_extend(parser)
 
@@ -29,11 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, then prints where the run lies, its last evaluation and what it cost."""
     flags.go_offline(args.offline)
+    from ablax import cluster, distributed
     from ablax.devices import ensure_accelerator
     from ablax.trainer import train
 
     extend = flags.extensions(args.extend)
     resolved = flags.resolved(args.config, args.overrides, extend)
+    place = cluster.find(args.coordinator, args.process_id, args.process_count)
+    distributed.start(place, resolved.heartbeat.silence, args.start_timeout)
     ensure_accelerator(args.platform)
     done: Any = train(
         resolved,
@@ -43,5 +47,6 @@ def run(args: argparse.Namespace) -> int:
         debug=args.debug,
         offline=args.offline,
     )
-    output.emit(done)
+    if distributed.ranks().first:
+        output.emit(done)
     return DONE if args.debug or done.finished else INTERRUPTED

@@ -127,7 +127,7 @@ def _lease(
             seen, seen_at = record, time.monotonic()
             if progress is not None and record is not None and record.get("total"):
                 progress(record["done"], record["total"])
-        if record is not None and (_is_dead(record) or time.monotonic() - seen_at > stale_seconds):
+        if record is not None and (is_dead(record) or time.monotonic() - seen_at > stale_seconds):
             _take_away(path, record)
             continue
         time.sleep(pause)
@@ -163,7 +163,7 @@ class _Lease:
     def __init__(self, path: Path, descriptor: int, heartbeat_seconds: float):
         self.done, self.total = 0, 0
         self._path, self._descriptor = path, descriptor
-        self._identity = {"machine": _machine(), "pid": os.getpid(), "key": uuid.uuid4().hex}
+        self._identity = {"machine": machine(), "pid": os.getpid(), "key": uuid.uuid4().hex}
         self._beats = 0
         self._stop = threading.Event()
         self._beat()
@@ -203,14 +203,15 @@ def _read(path: Path) -> dict | None:
     return record if isinstance(record, dict) else {}
 
 
-def _machine() -> str:
+def machine() -> str:
     """Names the set of process ids that this process can see."""
     namespace = "/proc/self/ns/pid"
     return f"{socket.gethostname()}/{os.readlink(namespace) if os.path.exists(namespace) else ''}"
 
 
-def _is_dead(record: dict) -> bool:
-    if record.get("machine") != _machine():
+def is_dead(record: dict) -> bool:
+    """Whether the process of a record (`machine`, `pid`) is known to have ended: one of this machine."""
+    if record.get("machine") != machine():
         return False
     try:
         os.kill(record["pid"], 0)

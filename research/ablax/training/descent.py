@@ -29,6 +29,7 @@ from ablax.training.recovery import NOTHING, Recovery, Rewind, events_of, positi
 from ablax.training.saving import Saving
 from ablax.training.schedules import unchanged_until
 from ablax.training.signals import Stop, Stopped, catch
+from ablax.training.start import Donor
 from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import Program
 from ablax.training.writers import open_writers
@@ -105,14 +106,15 @@ class Descent:
                 f"off with `ablax fork {folder.path} --workdir=NEW`"
             )
 
-    def check_room(self, folder: RunFolder, say: Say) -> None:
-        """Compares the size of a checkpoint with what is free.
+    def check_files(self, folder: RunFolder, fresh: bool, say: Say) -> None:
+        """Compares the size of a checkpoint with what is free, and a fresh run's parameters with those it takes.
 
         Raises:
-          RequestError: if not even one fits.
+          RequestError: if not even one checkpoint fits, or see `Donor.of`.
         """
-        hyper = session.hyper_of(self.experiment)
-        shapes = jax.eval_shape(self.program.init, session.root_key(0), hyper)
+        shapes = session.abstract_state(self.program, self.experiment)
+        if fresh or not any(folder.checkpoints.glob("[0-9]*")):
+            self.donor(shapes, say)
         size, keep = size_of(without_hyper(shapes)), self.experiment.checkpoint.keep
         if warning := check_run(folder.path, size, keep):
             say(warning)
@@ -146,11 +148,11 @@ class Descent:
             best = session.best_metric(experiment)
             checkpoints = self.checkpoints(folder, best, say)
             stack.callback(checkpoints.close)
-            state, cursor = self.starting_state(checkpoints, say)
+            state, cursor = self.starting_state(folder, checkpoints, say)
             self.check_attention(folder, state, say)
             watch = Stopwatch(cursor.get("seconds", 0.0))
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            folder.update(parameters=parameters, total_steps=clock.total)
+            folder.update(parameters=parameters, total_steps=clock.total, devices=devices())
             before = cursor.get("bytes", 0)
             writers = stack.enter_context(
                 open_writers(experiment.writers, folder, clock.total, before, progress, say)
@@ -179,6 +181,10 @@ class Descent:
             saving.finish()
             ended = {"ended": now(), "seconds": watch.seconds()}
             folder.update(status="finished", step=int(state.step), **ended)
+
+    def donor(self, state: TrainState, say: Say) -> Donor | None:
+        """The run whose parameters a fresh one takes; see `Donor.of`."""
+        return Donor.of(self.experiment.init, state.params, self.corpus.tokenizer, say)
 
     def checkpoints(self, folder: RunFolder, best: str | None, say: Say) -> Checkpoints:
         """The folder's checkpoints; process 0 makes their folder before the others look."""
@@ -274,12 +280,16 @@ class Descent:
             check_kernel(self.program, state.params, state.hyper, rows)
 
     def starting_state(
-        self, checkpoints: Checkpoints, say: Say
+        self, folder: RunFolder, checkpoints: Checkpoints, say: Say
     ) -> tuple[TrainState, dict[str, Any]]:
         """The newest good state with its cursor, or a fresh one with an empty cursor."""
         hyper = session.hyper_of(self.experiment)
         if checkpoints.latest_step() is None:
-            return self.engine.init(session.root_key(self.experiment.seed), hyper), {}
+            state = self.engine.init(session.root_key(self.experiment.seed), hyper)
+            if donor := self.donor(state, say):
+                state = donor.give(self.program, state, say)
+                folder.update(parent=donor.record())
+            return state, {}
         template = self.engine.template(session.root_key(0), hyper)
         state, cursor, step = checkpoints.restore(without_hyper(template))
         ranks().agree("restored checkpoint", {"checkpoint": step})
@@ -288,6 +298,13 @@ class Descent:
             lambda x, like: jax.device_put(x, like.sharding), hyper, template.hyper
         )
         return dataclasses.replace(state, hyper=placed), cursor
+
+
+def devices() -> dict[str, Any]:
+    """What a run computes on."""
+    found = jax.devices()
+    kind = {"platform": found[0].platform, "kind": found[0].device_kind}
+    return {**kind, "count": len(found)}
 
 
 class Stopwatch:

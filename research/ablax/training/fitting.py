@@ -5,12 +5,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ablax.config import RequestError
 from ablax.data.corpus import Corpus
 from ablax.run import RunFolder, now
 from ablax.training.evaluators import Evaluator
+from ablax.training.manifest import seal_file
 from ablax.training.phases import Phases
 from ablax.training.records import Records
 from ablax.training.signals import Stop
+
+FITTED = "ngram.npz"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,8 +32,16 @@ class Fitting:
     def check_growth(self, folder: RunFolder) -> None:
         """There is nothing to go on with: counting starts over."""
 
-    def check_room(self, folder: RunFolder, say: Callable[[str], None]) -> None:
-        """How large the counts are is known when they have been counted."""
+    def check_files(self, folder: RunFolder, fresh: bool, say: Callable[[str], None]) -> None:
+        """Counts are not taken from other runs, and how large they are is known when they have been counted.
+
+        Raises:
+          RequestError: if parameters are to be taken.
+        """
+        if self.experiment.init.run:
+            raise RequestError(
+                f"init.run={self.experiment.init.run}: a fitted model starts from counts alone; leave it out"
+            )
 
     def run(
         self,
@@ -48,7 +60,8 @@ class Fitting:
         )
         seconds = time.perf_counter() - began
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        model.save(folder.checkpoints / "ngram.npz")
+        model.save(folder.checkpoints / FITTED)
+        seal_file(folder.checkpoints / FITTED)
         say(
             f"fitted {model.parameter_count:,} numbers to {len(store.tokens):,} tokens in {seconds:.1f} s"
         )

@@ -7,14 +7,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ablax.config import RequestError
+from ablax.run import write_json
 from ablax.training.masks import parameter_path
 
 SHOWN = 4
@@ -37,10 +39,17 @@ def seal_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest(leaf: Any) -> str | None:
-    """Hash of an array's values; None for one that is spread over processes."""
-    if not getattr(leaf, "is_fully_addressable", True):
-        return None
+def on_this_host(leaf: Any) -> Any:
+    """The whole of an array. One that processes hold parts of is gathered, which all of them must ask for at once."""
+    if getattr(leaf, "is_fully_addressable", True):
+        return leaf
+    if leaf.is_fully_replicated:
+        return leaf.addressable_data(0)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def digest(leaf: Any) -> str:
+    """Hash of an array's values, whatever the devices and processes that they lie on."""
     return hashlib.sha256(np.ascontiguousarray(leaf).view(np.uint8).data).hexdigest()
 
 
@@ -50,9 +59,17 @@ def describe(leaves: Mapping[str, Any]) -> dict[str, list[Any]]:
     def entry(leaf: Any) -> list[Any]:
         return [list(leaf.shape), str(leaf.dtype), digest(leaf)]
 
+    # One after the other and never in the pool: all processes have to gather the same array at the same time.
+    parted = {p: entry(on_this_host(leaves[p])) for p in leaves if _is_parted(leaves[p])}
+    whole = {path: on_this_host(leaf) for path, leaf in leaves.items() if path not in parted}
     # hashlib releases the interpreter's lock for large buffers.
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return dict(zip(leaves, pool.map(entry, leaves.values()), strict=True))
+        found = dict(zip(whole, pool.map(entry, whole.values()), strict=True)) | parted
+    return {path: found[path] for path in leaves}
+
+
+def _is_parted(leaf: Any) -> bool:
+    return not (getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated)
 
 
 def manifest_of(
@@ -121,7 +138,12 @@ def cause(error: BaseException, item: Path) -> str:
     return f"{file.relative_to(root)}{missing}: {text.replace(f'{root}/', '')[:240]}"
 
 
-def check_fits(template: Any, saved: Mapping[str, Sequence[Any]], where: str) -> None:
+def check_fits(
+    template: Any,
+    saved: Mapping[str, Sequence[Any]],
+    where: str,
+    remedy: str = "use the configuration that it was saved with",
+) -> None:
     """Raises RequestError with path and both shapes unless the template has exactly the saved
     leaves.
     """
@@ -131,7 +153,6 @@ def check_fits(template: Any, saved: Mapping[str, Sequence[Any]], where: str) ->
     problems = list(_misfits(wanted, saved))
     if problems:
         more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
-        remedy = "use the configuration that it was saved with"
         shown = ", ".join(problems[:SHOWN])
         raise RequestError(f"{where} does not fit this run: {shown}{more}; {remedy}")
 
@@ -142,3 +163,43 @@ def _misfits(wanted: Mapping[str, tuple], saved: Mapping[str, Sequence[Any]]) ->
         theirs = "{1}{0}".format(*saved[path][:2]) if path in saved else "nothing"
         if ours != theirs:
             yield f"{path} is {theirs} in the checkpoint and {ours} here"
+
+
+def seal_file(path: Path) -> None:
+    """Writes the hash of a file's content beside it."""
+    write_json(_seal_beside(path), {path.name: _hash_of(path)})
+
+
+def check_file(path: Path, unverified: bool, say: Callable[[str], None]) -> None:
+    """Compares a file with the hash that `seal_file` wrote.
+
+    Args:
+      unverified: whether a file without one will do; `say` is told.
+
+    Raises:
+      RequestError: if it is not what was saved, or nobody knows.
+    """
+    seal = _seal_beside(path)
+    if not seal.is_file():
+        if not unverified:
+            raise RequestError(
+                f"{seal} is missing, and nothing else tells whether {path.name} is whole; "
+                "train again, or read it nevertheless with --trust_unverified"
+            )
+        say(f"{path} has no manifest: what is read is NOT VERIFIED")
+        return
+    try:
+        same = json.loads(seal.read_text())[path.name] == _hash_of(path)
+    except (OSError, ValueError, LookupError, TypeError):
+        same = False
+    if not same:
+        raise RequestError(f"{path} is damaged: it is not what was saved; train again with --fresh")
+
+
+def _seal_beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-manifest.json")
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

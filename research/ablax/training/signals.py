@@ -79,7 +79,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def signals(phases: Phases, grace: float) -> Iterator[Stop]:
+def signals(phases: Phases, grace: float, stop: Stop | None = None) -> Iterator[Stop]:
     """Catches the signals while a run goes on; the first one makes its `Stop` true.
 
     Until the run says otherwise (`Stop.breakable`) there is nothing to save, and the signal ends the block.
@@ -92,12 +92,13 @@ def signals(phases: Phases, grace: float) -> Iterator[Stop]:
     Args:
       phases: where the process is, for the watchdog's last words.
       grace: seconds after the first signal in which the block must end; then the process is ended with 1.
+      stop: what the signals make true; a new one if None.
 
     Raises:
       Preempted: by SIGTERM and SIGUSR1 where there was nothing new to save.
       KeyboardInterrupt: by Ctrl-C there.
     """
-    stop = Stop()
+    stop = Stop() if stop is None else stop
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -5,6 +5,7 @@ A record is a flat dict: `step` (updates done), `split`, and scalars by name.
 """
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -103,7 +104,7 @@ def open_writers(
 
     Args:
       config: which ones.
-      folder: the run folder; its metrics are cut back to the cursor.
+      folder: the run folder; its metrics are cut back to the cursor. Of one that this process may not write, none.
       total_steps: updates of the whole run.
       cursor: the checkpoint's, in bytes of metrics.jsonl; 0 at the start.
       progress: False leaves the console out.
@@ -112,6 +113,8 @@ def open_writers(
     Raises:
       RequestError: if a chosen writer is not installed.
     """
+    if not folder.writer:
+        return Writers(Records(os.devnull), (), say)
     records = Records(folder.metrics_file)
     if missing := records.truncate(cursor):
         say(
