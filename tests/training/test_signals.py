@@ -77,8 +77,9 @@ def test_the_second_signal_ends_at_once(number):
     """Catches: waiting for the grace time, or for Python; and taking one signal delivered twice for two."""
     process = start("with stop.breakable(False): phases.enter('save', 3); hang()")
     process.send_signal(number)
+    time.sleep(0.1)
     process.send_signal(number)
-    time.sleep(0.8)
+    time.sleep(0.7)
     assert process.poll() is None
     process.send_signal(number)
     code, said = end(process)
