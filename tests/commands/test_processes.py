@@ -79,15 +79,20 @@ STUCK = """
 import os, signal, sys, threading
 from ablax import cli
 from ablax.data.loader import Loader
-make = Loader._batch
+from ablax.training.phases import Phases
+make, enter = Loader._batch, Phases.enter
 
 def stuck(self, positions, numbers):
     if positions[0] >= 5 * self.global_batch_size:
-        threading.Timer(1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
         threading.Event().wait()
     return make(self, positions, numbers)
 
-Loader._batch, cli.LINGER_SECONDS = stuck, 0.5
+def entering(self, name, step):
+    enter(self, name, step)
+    if (name, step) == ("data", 6):
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+
+Loader._batch, Phases.enter, cli.LINGER_SECONDS = stuck, entering, 0.5
 sys.argv = ["ablax", "train", *sys.argv[1:]]
 sys.exit(cli.main())
 """
