@@ -11,6 +11,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from ablax.config import RequestError, knob
 from ablax.shapes import Array, Bool, Float, Int, typed
@@ -74,6 +75,29 @@ def window_mask(
     """True where a key is less than `window` tokens away from the query (the query itself counts as one)."""
     distance = query_positions[:, :, None] - key_positions[:, None, :]
     return (jnp.abs(distance) < window)[:, None]
+
+
+class Rule(struct.PyTreeNode):
+    """Who may attend to whom, said without a mask [B 1 T S].
+
+    Attributes:
+      causal: whether later keys are hidden.
+      window: in tokens (see `window_mask`), or None.
+    """
+
+    query_positions: Int[Array, "B T"]
+    key_positions: Int[Array, "B S"]
+    query_segments: Int[Array, "B T"]
+    key_segments: Int[Array, "B S"]
+    causal: bool = struct.field(pytree_node=False)
+    window: int | None = struct.field(pytree_node=False, default=None)
+
+    def mask(self) -> Bool[Array, "B 1 T S"]:
+        """The same as a mask: see `attention_mask` and `window_mask`."""
+        points = self.query_positions, self.key_positions
+        segments = self.query_segments, self.key_segments
+        mask = attention_mask(*points, *segments, causal=self.causal)
+        return mask if self.window is None else mask & window_mask(*points, self.window)
 
 
 @jax.custom_jvp

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import flax.linen as nn
 from flax import struct
 
-from ablax.models.attention import window_mask
+from ablax.models.attention import Rule, window_mask
 from ablax.models.cache import write_layer
+from ablax.models.kernels import attend
 from ablax.models.layers import FeedForward, dropout, make_linear, make_norm
 from ablax.models.positions import Rotation, rotate
+from ablax.placement import constrain
 from ablax.shapes import Array, Bool, Float, Int, typed
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ class Context(struct.PyTreeNode):
 
     Attributes:
       hyper: traced knobs by name.
-      mask: who may attend to whom, but for windows that differ between layers.
+      rule: who may attend to whom, but for windows that differ between layers.
+      mask: the same as a mask, once for all layers; None where a kernel reads the rule.
       rotation: of queries and keys, or None.
       bias: on attention logits, or None.
       index: cache slot of the first token, or None without a cache.
@@ -32,9 +35,8 @@ class Context(struct.PyTreeNode):
     """
 
     hyper: Mapping[str, Any]
-    mask: Bool[Array, "B 1 T S"]
-    query_positions: Int[Array, "B T"]
-    key_positions: Int[Array, "B S"]
+    rule: Rule
+    mask: Bool[Array, "B 1 T S"] | None
     rotation: Rotation | None
     bias: Float[Array, "B N T S"] | None
     index: Int[Array, ""] | None
@@ -68,7 +70,7 @@ class SelfAttention(nn.Module):
 
         def project(name: str, count: int) -> Array:
             y = make_linear(count * head_width, config.qkv_biased, config.dtype, std, name)(x)
-            return y.reshape(*context.query_positions.shape, count, head_width)
+            return y.reshape(*context.rule.query_positions.shape, count, head_width)
 
         query, key = project("query", heads), project("key", kv_heads)
         value = project("value", kv_heads)
@@ -76,20 +78,30 @@ class SelfAttention(nn.Module):
             query, key = self._norm("query_norm")(query), self._norm("key_norm")(key)
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
+        query = constrain(query, "B T N H")
+        key, value = constrain(key, "B S K H"), constrain(value, "B S K H")
         if cache:
             assert context.index is not None
             keys, key = write_layer(cache[0], key, layer.number, context.index)
             values, value = write_layer(cache[1], value, layer.number, context.index)
             cache = (keys, values)
-        mask = context.mask
-        if layer.window is not None:
-            mask &= window_mask(context.query_positions, context.key_positions, layer.window)
-        output = config.attention.build()(
-            query, key, value, mask=mask, bias=context.bias, dropout=self._hook(context)
-        )
-        output = output.reshape(*x.shape[:-1], heads * head_width)
+        output = self._attend(query, key, value, bool(cache), layer, context)
+        output = constrain(output, "B T N H").reshape(*x.shape[:-1], heads * head_width)
         output_std = std * config.residual_init
         return make_linear(x.shape[-1], config.bias, config.dtype, output_std, "out")(output), cache
+
+    def _attend(self, query, key, value, cached: bool, layer: Layer, context: Context) -> Array:
+        config, rule, hook = self.config, context.rule, self._hook(context)
+        kernel = None if cached or hook else config.kernel(context.train)
+        if kernel is not None and not self.is_initializing():
+            windows = config.windows, layer.window
+            return attend(kernel, config.attention, query, key, value, rule, context.bias, *windows)
+        mask = rule.mask() if context.mask is None else context.mask
+        if layer.window is not None:
+            mask &= window_mask(rule.query_positions, rule.key_positions, layer.window)
+        return config.attention.build()(
+            query, key, value, mask=mask, bias=context.bias, dropout=hook
+        )
 
     def _norm(self, name: str) -> nn.Module:
         config = self.config
@@ -141,7 +153,8 @@ class Block(nn.Module):
         x = x + self._dropout(y, "mlp_dropout", context)
         x = x if config.pre_norm else norm(x)
 
-        shape = (*context.query_positions.shape, config.width)
+        x = constrain(x, "*rows D")
+        shape = (*context.rule.query_positions.shape, config.width)
         self.sow("intermediates", "output", x.reshape(shape))
         return (x, cache), None
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ablax.models.layers import ACTIVATIONS, make_linear, make_norm
+from ablax.placement import constrain
 from ablax.shapes import Array, Float, typed
 
 
@@ -52,4 +53,4 @@ class VocabularyHead(nn.Module):
             logits = logits + jnp.broadcast_to(bias, logits.shape)
         if self.softcap is not None:
             logits = self.softcap * jnp.tanh(logits / self.softcap)
-        return logits
+        return constrain(logits, "*rows V")

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ablax.shapes import Array, Float, typed
+from ablax.placement import constrain
+from ablax.shapes import Array, Float, Int, typed
 
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu", "geglu_tanh"]
 
@@ -70,6 +71,13 @@ class Table(nn.Module):
         return self.param("embedding", nn.initializers.normal(std), (self.rows, self.width))
 
 
+@typed
+def lookup(table: Float[Array, "V D"], rows: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
+    """The rows of a table."""
+    # Over a mesh the width is gathered first: XLA would otherwise exchange every row that is looked up.
+    return jnp.take(constrain(table, "V D"), rows, axis=0)
+
+
 class FeedForward(nn.Module):
     """Two matrix products with an activation between them, or three with a gate: (act(x G) * x I) O.
 
@@ -95,4 +103,5 @@ class FeedForward(nn.Module):
             inner = GATED[self.activation](gate) * inner
         else:
             inner = ACTIVATIONS[self.activation](inner)
+        inner = constrain(inner, "*rows F")
         return make_linear(x.shape[-1], self.bias, self.dtype, output_std, "out")(inner)

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ablax import placement
 from ablax.config import RequestError
-from ablax.models.attention import DENSE, attention_mask, window_mask
+from ablax.models.attention import DENSE, Rule
 from ablax.models.block import INIT_STD, Block, Context, Layer
 from ablax.models.cache import KeyValueCache
 from ablax.models.heads import VocabularyHead
-from ablax.models.layers import Table, dropout, make_norm
+from ablax.models.layers import Table, dropout, lookup, make_norm
 from ablax.shapes import Array, Float, Int, typed
 
 if TYPE_CHECKING:
@@ -139,17 +140,17 @@ class Transformer(nn.Module):
         keys, key_segments = positions, segment_ids
         if cache is not None:
             keys, key_segments = cache.positions, cache.segment_ids
-        mask = attention_mask(positions, keys, segment_ids, key_segments, causal=config.CAUSAL)
-        windows, layer_windows = config.windows, None
+        windows, layer_windows, window = config.windows, None, None
         if len(set(windows)) > 1:
             layer_windows = jnp.asarray(np.array(windows, np.int32))
         elif windows[0] != DENSE:
-            mask &= window_mask(positions, keys, windows[0])
+            window = windows[0]
+        rule = Rule(positions, keys, segment_ids, key_segments, config.CAUSAL, window)
+        needs_mask = cache is not None or config.kernel(train) is None
         context = Context(
             hyper=hyper,
-            mask=mask,
-            query_positions=positions,
-            key_positions=keys,
+            rule=rule,
+            mask=rule.mask() if needs_mask else None,
             rotation=self.positions.rotation(positions),
             bias=self.positions.bias(positions, keys, std),
             index=None if cache is None else cache.index,
@@ -170,26 +171,28 @@ class Transformer(nn.Module):
     def _fold(self, x: Float[Array, "B T D"]) -> Float[Array, "*rows D"]:
         # XLA's CPU backend multiplies matrices as [B*T D]. The bitcasts from and to [B T D] end up
         # in the loops of neighbouring elementwise operations and keep them from being vectorised.
-        return x.reshape(-1, x.shape[-1]) if self.config.fold_rows else x
+        # Over a mesh that splits positions [B*T] would not be a sharding.
+        folded = self.config.fold_rows and not placement.is_split("T")
+        return x.reshape(-1, x.shape[-1]) if folded else x
 
     def _embed(self, tokens, positions, token_types, hyper, train) -> Float[Array, "B T D"]:
         config = self.config
         std = INIT_STD * hyper["init_scale"]
-        x = jnp.take(self.tokens(std), tokens, axis=0)
+        x = lookup(self.tokens(std), tokens)
         if config.scale_embeddings:
             x = x * config.width**0.5
         added = self.positions.embedding(positions, std)
         x = x if added is None else x + added
         if config.num_token_types:
             types = jnp.zeros_like(tokens) if token_types is None else token_types
-            x = x + jnp.take(self.token_types(std), types, axis=0)
+            x = x + lookup(self.token_types(std), types)
         elif token_types is not None:
             raise RequestError("token_types need num_token_types above 0; this model has none")
         if config.embedding_norm:
             x = self.embedding_norm(x)
         if train and config.embedding_dropout != 0:
             x = dropout(x, hyper["embedding_dropout"], self.make_rng("dropout"))
-        return x.astype(config.dtype)
+        return placement.constrain(x.astype(config.dtype), "B T D")
 
     @typed
     def logits(

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ablax.config import RequestError, knob
+from ablax.models.layers import lookup
 from ablax.shapes import Array, Float, Int, typed
 
 
@@ -68,7 +69,7 @@ class LearnedModule(Positions):
     def embedding(self, positions, std):
         shape = (self.sizes.max_length, self.sizes.width)
         table = self.param("embedding", nn.initializers.normal(std), shape)
-        return jnp.take(table, positions, axis=0)
+        return lookup(table, positions)
 
 
 class SinusoidalModule(Positions):

@@ -1,0 +1,99 @@
+"""Where activations lie on a mesh, said in axis letters; without a mesh nothing is said.
+
+Models call `constrain(x, "B T D")`: the letters are those of `ablax.shapes`, and the engine that traces the program
+decides what they mean. So model code names no mesh and no mesh axis, and the same code runs on one device.
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES: Mapping[str, tuple[str, ...]] = {
+    "B": ("data", "fsdp"),
+    "T": ("sequence",),
+    "N": ("tensor",),
+    "K": ("tensor",),
+    "F": ("tensor",),
+    "V": ("tensor",),
+}
+"""Letter of an activation's axis -> mesh axes that split it. Others (S, D, H) are whole on every device."""
+
+_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+@contextlib.contextmanager
+def over(mesh: Mesh) -> Iterator[None]:
+    """While a program is traced in this context, `constrain` speaks of this mesh."""
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def is_split(letter: str) -> bool:
+    """Whether the mesh that the program is traced for splits this axis."""
+    mesh = _mesh.get()
+    return mesh is not None and _size(mesh, letter) > 1
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+    """The same array, laid over the mesh by its axes; XLA decides about axes that the mesh does not divide.
+
+    Args:
+      letters: one per axis, as in "B T D"; a leading `*rows` is "B T" or "B", whichever x has axes for.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return x
+    names = letters.split()
+    if names[0] == "*rows":
+        names = ["B", "T"][: x.ndim - len(names) + 1] + names[1:]
+    spec = [
+        AXES.get(name) if size % _size(mesh, name) == 0 else PartitionSpec.UNCONSTRAINED
+        for name, size in zip(names, x.shape, strict=True)
+    ]
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def per_device(
+    function: Callable[..., jax.Array], inputs: Sequence[str], output: str
+) -> Callable[..., jax.Array]:
+    """The function on each device's own part of its arguments: for kernels that XLA cannot split.
+
+    Args:
+      inputs: letters of each argument's axes, as in "B N S H".
+      output: letters of the result's axes.
+    """
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return function
+
+    def call(*arrays: jax.Array) -> jax.Array:
+        named = [
+            (name, size)
+            for letters, x in zip(inputs, arrays, strict=True)
+            for name, size in zip(letters.split(), x.shape, strict=True)
+        ]
+        # Query heads may be split only as their key/value heads are, which share the mesh axis.
+        whole = {AXES.get(name) for name, size in named if size % _size(mesh, name)}
+
+        def spec(letters: str) -> PartitionSpec:
+            axes = (AXES.get(name) for name in letters.split())
+            return PartitionSpec(*(None if split in whole else split for split in axes))
+
+        specs = tuple(map(spec, inputs))
+        # Kernels do not say how their results vary over a mesh, which the check would need.
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=specs, out_specs=spec(output), check_vma=False
+        )(*arrays)
+
+    return call
+
+
+def _size(mesh: Mesh, letter: str) -> int:
+    return math.prod(mesh.shape[axis] for axis in AXES.get(letter, ()))
