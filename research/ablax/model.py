@@ -23,6 +23,7 @@ from ablax.generation.loop import Stepwise
 from ablax.generation.samplers import Sampling
 from ablax.models.ngram import Ngram
 from ablax.run import RunFolder
+from ablax.training.canary import without_kernel
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.compilation import keep_programs
 from ablax.training.session import Clock, abstract_state, best_metric, build_program
@@ -215,7 +216,7 @@ def load(
             )
         module = Ngram.load(folder.checkpoints / "ngram.npz")
         return Model(experiment, module, {}, tokenizer, 0, {})
-    program = build_program(experiment, tokenizer.vocab_size, LOADED)
+    program = build_program(without_kernel(experiment), tokenizer.vocab_size, LOADED)
     template, best = without_hyper(abstract_state(program, experiment)), best_metric(experiment)
     with Checkpoints(folder.checkpoints, best_metric=best, writer=False, say=say) as checkpoints:
         if step == "best" and checkpoints.best_step() is None:
