@@ -233,7 +233,8 @@ def activation_not_finite(
     order: list[str] = []
 
     def note(module: Any, method: str) -> bool:
-        order.append("/".join(module.path))
+        if method == "__call__":  # asked when the call is over
+            order.append("/".join(module.path))
         return method == "__call__"
 
     def forward(params: Any, batch: Any) -> Any:

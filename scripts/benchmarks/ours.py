@@ -13,8 +13,12 @@ from ablax.data.corpus import open_corpus
 from ablax.experiment import base, resolve
 from ablax.run import RunFolder
 from ablax.training import session
+from ablax.training.ledger import Ledger
 from ablax.training.loop import Every, Loop
 from ablax.training.meter import Meter
+from ablax.training.parallel import MeshEngine
+from ablax.training.recovery import Recovery
+from ablax.training.signals import Stop
 from ablax.training.writers import open_writers
 
 PREMADE = 16  # batches that the bare steps take turns with
@@ -61,7 +65,9 @@ class Ours:
         self.loader = session.training_loader(self.experiment, corpus)
         clock = session.Clock.of(self.experiment.training.steps, self.loader)
         self.program = session.build_program(self.experiment, setting.vocab, clock)
-        self.engine = session.build_engine(self.experiment, self.program)
+        engine = session.build_engine(self.experiment, self.program)
+        assert isinstance(engine, MeshEngine)
+        self.engine = engine
         self.state, self.bare_state = (self._init() for _ in range(2))
         self.batches = stack.enter_context(self.loader.iterate(0))
         self.own_batches = stack.enter_context(self.loader.iterate(0))
@@ -69,10 +75,16 @@ class Ours:
         self.placed = [self.engine.place(batch) for batch in self.premade]
         self.step = jax.jit(self.program.step, donate_argnums=0)
         (folder / "run").mkdir()
+        run = RunFolder(folder / "run")
+        guard = self.experiment.training.guard
+        self.recovery = Recovery(guard, run, lambda: None, lambda _: None, [])
+        self.ledger = stack.enter_context(
+            Ledger(run.path, self.loader, self.recovery.batch, lambda _: None)
+        )
         self.writers = stack.enter_context(
             open_writers(
                 self.experiment.writers,
-                RunFolder(folder / "run"),
+                run,
                 clock.total,
                 0,
                 False,
@@ -95,8 +107,9 @@ class Ours:
             write=lambda record: record["split"] == "train" and self.writers.write(record),
             evaluate=lambda _, step: {"step": step, "split": "validation"},
             save=lambda *_: None,
-            stop=lambda: None,
-            last_good=lambda: None,
+            stop=Stop(),
+            recovery=self.recovery,
+            seen=self.ledger.write,
         )
         self.state = loop.run(self.state)
 

@@ -4,6 +4,7 @@ import json
 import math
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 from ablax.config import RequestError
@@ -12,6 +13,7 @@ from ablax.sweeps import report
 from ablax.sweeps.cells import cells_of, read_record, record_path, write_plan
 from ablax.sweeps.curves import panels
 from ablax.sweeps.plan import chain, named, product, seeds
+from ablax.training.ledger import Ledger
 
 LEVELS = {"decoder": (1.9, 2.0, 1.95), "lstm": (2.1, 2.3, 2.12), "ngram": (2.5, 2.5, 2.5)}
 
@@ -151,3 +153,41 @@ def test_another_metric_may_be_asked_for(sweep, tmp_path):
 def test_a_folder_without_a_sweep_is_refused(tmp_path):
     with pytest.raises(RequestError, match="holds no sweep"):
         report.report(tmp_path)
+
+
+class Rows:
+    """What a ledger asks of a loader."""
+
+    first_row, local_batch_size, global_batch_size = 0, 2, 2
+
+    def documents(self, step):
+        return [np.array([step]), np.array([step + 1])]
+
+
+def record_batches(run, value):
+    with Ledger(run, Rows(), lambda step: step - 1, print) as ledger:
+        for step in (1, 2, 3):
+            ledger.write(step, {"tokens": np.full((2, 4), value + step)})
+
+
+def test_arms_that_saw_other_batches_are_named(tmp_path):
+    """Catches: seeds that are compared with each other, a missing ledger that passes for equal."""
+    sweep = make_sweep(tmp_path, ("ngram", "lstm", "decoder"))
+    assert [row["same_batches"] for row in report.report(sweep)["arms"]] == [None] * 3
+    for cell in cells_of(product(chain(*map(named, ("ngram", "lstm", "decoder"))), seeds(3))):
+        record_batches(sweep / cell.folder, 100 * cell.seed)
+    found = report.report(sweep)
+    assert {row["arm"]: row["same_batches"] for row in found["arms"]} == {
+        "ngram": None,
+        "lstm": True,
+        "decoder": True,
+    }
+    assert report.caption(found).endswith("over the same batches")
+    changed = next(
+        c for c in json.loads((sweep / "sweep.json").read_text())["cells"] if c["arm"] == "lstm"
+    )
+    record_batches(sweep / changed["folder"], 7)
+    found = report.report(sweep)
+    assert not report.caption(found).endswith("over the same batches")
+    assert [line for line in report.notes(found) if line.startswith("lstm: it did not see")]
+    assert not [line for line in report.notes(found) if line.startswith("decoder")]

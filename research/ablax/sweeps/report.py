@@ -11,6 +11,7 @@ from ablax.run import RunFolder
 from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.curves import learning_curves
 from ablax.sweeps.statistics import Comparison, paired, summary
+from ablax.training.ledger import compare_ledgers
 
 PAGE, PICTURE = "report.md", "curves.png"
 COLUMNS = (
@@ -75,7 +76,8 @@ def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
     arms = []
     for arm, found in values.items():
         comparison = None if arm == baseline else _compare(values, reasons, baseline, arm)
-        arms.append(_row(arm, by_arm[arm], found, comparison))
+        same = None if arm == baseline else _same_batches(sweep, plan, arm, values)
+        arms.append({**_row(arm, by_arm[arm], found, comparison), "same_batches": same})
     sign = -1 if "accuracy" in metric else 1
     return {
         "experiment": plan["experiment"],
@@ -86,6 +88,20 @@ def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
         "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
         "unfinished": unfinished,
     }
+
+
+def _same_batches(
+    sweep: Path, plan: Mapping[str, Any], arm: str, values: Mapping[str, Mapping[int, float]]
+) -> bool | None:
+    """Whether an arm saw the baseline's batches, by the ledgers of the seeds that both have; None without ledgers."""
+    baseline = plan["baseline"]
+    folders = {(cell["arm"], cell["seed"]): sweep / cell["folder"] for cell in plan["cells"]}
+    seeds = values[arm].keys() & values.get(baseline, {}).keys()
+    try:
+        pairs = [compare_ledgers(folders[baseline, seed], folders[arm, seed]) for seed in seeds]
+    except RequestError:
+        return None
+    return all(pair.same for pair in pairs) if pairs else None
 
 
 def _check_metric(metric: str, by_arm: Mapping[str, Mapping[int, dict]]) -> None:
@@ -227,6 +243,11 @@ def apart(found: Mapping[str, Any]) -> list[str]:
 def notes(found: Mapping[str, Any]) -> list[str]:
     """What the table cannot tell, one line each."""
     lines = [f"{row['arm']}: {row['why']}" for row in found["arms"] if row["why"]]
+    lines += [
+        f"{row['arm']}: it did not see the batches of {found['baseline']} (ablax ledger --compare says where they part)"
+        for row in found["arms"]
+        if row["same_batches"] is False
+    ]
     for cell in found["unfinished"]:
         error = f": {cell['error']}" if cell["error"] else ""
         lines.append(f"{cell['cell']}: {cell['status']}{error}")
@@ -236,9 +257,11 @@ def notes(found: Mapping[str, Any]) -> list[str]:
 def caption(found: Mapping[str, Any]) -> str:
     """What the table shows."""
     better = "higher" if "accuracy" in found["metric"] else "lower"
+    same = [row["same_batches"] for row in found["arms"] if row["arm"] != found["baseline"]]
     return (
         f"{found['unit']} on validation ({better} is better); difference from {found['baseline']}, "
         "paired by seed, with its paired t interval"
+        + (", over the same batches" if same and all(same) else "")
     )
 
 
