@@ -1,0 +1,106 @@
+"""Several real processes of one run: they agree, compute what one process computes, and end together."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from parallel.fleet import ends, fleet, write_page
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write_page(tmp_path_factory.mktemp("data"))
+
+
+def trained(page, workdir, processes, devices, *flags):
+    """The records of a run that must reach its end."""
+    with fleet(page, workdir, processes, devices, flags) as started:
+        for code, error in ends(started, 110):
+            assert code == 0, error[-3000:]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def assert_same(found, expected):
+    """Only the order of float32 additions differs between shapes: losses were seen to differ by 2e-7."""
+    assert [(r["step"], r["split"]) for r in found] == [(r["step"], r["split"]) for r in expected]
+    for key in ("nats_per_token", "loss", "gradient_norm", "tokens"):
+        values = [[record[key] for record in run if key in record] for run in (found, expected)]
+        np.testing.assert_allclose(*values, rtol=2e-6, err_msg=key)
+
+
+def test_two_processes_resume_one_and_compute_the_same(page, tmp_path):
+    """One process makes three steps on two devices, two processes the other three, one device each.
+
+    Catches: two processes that read the same rows, or rows in another order; two that write metrics; a checkpoint
+    of one shape that another cannot read.
+    """
+    whole = trained(page, tmp_path / "whole", 1, 2)
+    trained(page, tmp_path / "parts", 1, 2, "--config.training.steps=3")
+    parts = trained(page, tmp_path / "parts", 2, 1)
+    assert_same(parts, whole)
+    ledgers = [
+        sorted(p.name for p in (tmp_path / n / "ledger").iterdir()) for n in ("whole", "parts")
+    ]
+    assert ledgers == [["0.bin", "documents.bin"], ["0.bin", "1.bin", "documents.bin"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["data=-1", "fsdp=-1", "fsdp=4", "tensor=2", "engine=pmap"])
+def test_eight_devices_in_one_two_and_four_processes(page, tmp_path, axes):
+    """With tensor=2 no process holds a whole row's parameters, with fsdp none a whole matrix."""
+    flags = [f"--config.parallel.{axes}"]
+    if axes == "fsdp=4":
+        flags.append("--config.parallel.data=2")
+    if axes == "fsdp=-1":
+        flags.append("--config.parallel.data=1")
+    one = trained(page, tmp_path / "1x8", 1, 8, *flags)
+    assert_same(trained(page, tmp_path / "2x4", 2, 4, *flags), one)
+    four = tmp_path / "4x2"
+    trained(page, four, 4, 2, "--config.training.steps=3", *flags)
+    assert_same(trained(page, four, 2, 4, *flags), one)  # resumed in another shape
+
+
+def test_a_rank_with_another_configuration_ends_all(page, tmp_path):
+    """Catches: ranks that wait for ever in a collective of which each has another program."""
+    own = {1: ["--config.training.clip_norm=0.5"]}
+    with fleet(page, tmp_path / "run", 2, own=own) as started:
+        began = time.monotonic()
+        found = ends(started, 60)
+    assert time.monotonic() - began < 60
+    for code, error in found:
+        assert code == 2, error
+        assert "Traceback" not in error
+        assert (
+            "rank 1 has --config.training.clip_norm=0.5 where rank 0 has 1.0"
+            in error.splitlines()[-1]
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_refused_rank_ends_all(page, tmp_path):
+    """A mistake that one rank alone finds, after the others have agreed with it. Catches: a timeout of minutes."""
+    run = tmp_path / "run"
+    trained(page, run, 2, 1)
+    other = json.loads((run / "run.json").read_text())
+    other["data"]["train"] = "changed"
+    (run / "run.json").write_text(json.dumps(other))
+    with fleet(page, run, 2, common=["--config.training.steps=12"]) as started:
+        for code, error in ends(started, 60):
+            assert code == 2, error
+            assert "changed since the run was started" in error.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_process_0_that_is_not_there(page, tmp_path):
+    """Catches: JAX's own end, an abort with a stack trace."""
+    with fleet(page, tmp_path / "run", 2, common=["--start-timeout=3"]) as started:
+        started[0].send_signal(signal.SIGKILL)
+        _, error = started[1].communicate(timeout=60)
+    assert started[1].returncode == 2, error
+    assert "cannot reach process 0" in error.splitlines()[-1]
+    assert "Traceback" not in error

@@ -1,0 +1,118 @@
+"""A rank that is killed, frozen or stuck: every rank ends in time, and says which it was, at which step, doing what."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+
+from parallel.fleet import ends, fleet, write_page
+
+LIMITS = ("--config.heartbeat.silence=2", "--config.heartbeat.stuck=4")
+ENDLESS = (
+    "--config.training.steps=1000000",
+    "--config.evaluation.every=0",
+    "--config.checkpoint.every=0",
+)
+SECONDS = 4 + 2 + 10  # the longest limit, the last words, and a loaded machine
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write_page(tmp_path_factory.mktemp("data"))
+
+
+def await_steps(workdir, processes):
+    """Returns when the run has made steps."""
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 90
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 5):
+        assert time.monotonic() < deadline
+        for process in processes:
+            assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+
+
+def last_line(error):
+    return error.strip().splitlines()[-1]
+
+
+def assert_nothing_left(workdir):
+    """No process of the run is there any more."""
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+    assert [line for line in found.splitlines() if str(workdir) in line] == []
+
+
+def lost(page, workdir, rank, number):
+    """Sends a signal to one of two ranks; what the other ended with, and after how long."""
+    with fleet(page, workdir, 2, common=[*ENDLESS, *LIMITS]) as started:
+        await_steps(workdir, started)
+        started[rank].send_signal(number)
+        began = time.monotonic()
+        found = ends(started, SECONDS)
+        seconds = time.monotonic() - began
+        pid = started[rank].pid
+    assert seconds < SECONDS
+    code, error = found[1 - rank]
+    assert code == 1, error
+    line = last_line(error)
+    assert re.match(rf"ablax: rank {rank} \(\S+, pid {pid}\) ", line), error[-3000:]
+    assert re.search(r" in (data|step) at step [1-9]\d*: all ranks end$", line)
+    assert found[rank][0] == -signal.SIGKILL  # a frozen process cannot end itself
+    assert_nothing_left(workdir)
+    return line
+
+
+def test_a_killed_rank_ends_all(page, tmp_path):
+    """Catches: a collective's error of many lines, or none, that names no rank."""
+    assert " is dead, last heard of " in lost(page, tmp_path / "run", 1, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_process_0_killed(page, tmp_path):
+    """The one that holds the words of all. Catches: JAX's abort, which comes within a millisecond."""
+    assert re.search(r" is (dead|gone), ", lost(page, tmp_path / "run", 0, signal.SIGKILL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_frozen_rank(page, tmp_path, rank):
+    """It holds its connections open: nothing but silence tells. Catches: ranks that wait for ever."""
+    line = lost(page, tmp_path / "run", rank, signal.SIGSTOP)
+    assert " does not answer, " in line or " is frozen or unreachable, " in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_gets_no_data(page, tmp_path, rank, monkeypatch):
+    """Its process lives and beats; the others wait in the collective of a later step and are not to be blamed."""
+    monkeypatch.setenv("STUCK_RANK", str(rank))
+    monkeypatch.setenv("STUCK_ROW", "400")
+    name = "parallel.slow_objective:SlowCausal"
+    mine = [f"--extend={name}", f"--config.objective.kind={name}"]
+    with fleet(page, tmp_path / "run", 2, common=[*ENDLESS, *LIMITS, *mine]) as started:
+        found = ends(started, 90)
+    for code, error in found:
+        assert code == 1, error
+        assert re.search(
+            rf"ablax: rank {rank} .* is stuck in data at step \d+, for", last_line(error)
+        )
+    assert_nothing_left(tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_rank_stops_all_after_the_same_step(page, tmp_path, number):
+    """Catches: one rank that saves while the other waits for it in the next step."""
+    with fleet(
+        page, tmp_path / "run", 2, common=[*ENDLESS, "--config.heartbeat.silence=5"]
+    ) as started:
+        await_steps(tmp_path / "run", started)
+        started[1].send_signal(number)
+        found = ends(started, 60)
+    lines = [last_line(error) for _, error in found]
+    assert [code for code, _ in found] == [75, 75], lines
+    steps = [int(re.search(r"saved at step (\d+)", line)[1]) for line in lines]
+    assert steps[0] == steps[1]
+    assert os.path.isdir(tmp_path / "run" / "checkpoints" / str(steps[0]))

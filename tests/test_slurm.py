@@ -1,0 +1,132 @@
+"""A real SLURM on this machine: srun starts a run of two processes; sbatch queues it again when it is preempted."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parallel.fleet import write_page
+
+CLUSTER = Path(__file__).resolve().parent.parent / "scripts" / "cluster"
+pytestmark = [pytest.mark.ci, pytest.mark.timeout(170)]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """The environment in which srun and sbatch find it."""
+    if missing := [c for c in ("munged", "slurmctld", "slurmd", "srun") if not shutil.which(c)]:
+        pytest.skip(f"{missing[0]} is not installed (Debian: slurm-wlm, munge)")
+    if os.geteuid() != 0:
+        pytest.skip("slurmd needs root")
+    folder = tmp_path_factory.mktemp("slurm")
+    done = subprocess.run(
+        [CLUSTER / "local_slurm", "start", folder], capture_output=True, text=True, timeout=60
+    )
+    if done.returncode:
+        pytest.skip(f"SLURM does not start here: {done.stderr.strip().splitlines()[-1]}")
+    try:
+        yield {
+            **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_PLATFORMS": "cpu",
+            "ABLAX_MALLOC": "0",
+        }
+    finally:
+        subprocess.run([CLUSTER / "local_slurm", "stop", folder], timeout=60, check=True)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return write_page(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def ablax(tmp_path_factory):
+    """The command of this checkout as one word."""
+    command = tmp_path_factory.mktemp("bin") / "ablax"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m ablax.cli "$@"\n')
+    command.chmod(0o755)
+    return command
+
+
+def call(slurm, *command, seconds=30):
+    done = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=seconds)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_srun_starts_one_run_of_two_processes(slurm, page, ablax, tmp_path):
+    """Catches: two runs that fight for a folder, because nobody asked SLURM."""
+    run = tmp_path / "run"
+    out = call(
+        slurm, "srun", "-n2", ablax, "train", f"--config={page}", f"--workdir={run}", seconds=100
+    )
+    assert json.loads(out)["finished"] is True  # one process speaks
+    assert sorted(path.name for path in (run / "ledger").glob("[0-9]*")) == ["0.bin", "1.bin"]
+
+
+def test_a_task_of_its_own_is_alone(slurm, page, ablax, tmp_path):
+    """In the shell of a job of two tasks. Catches: a process that waits for one that nobody starts."""
+    script = tmp_path / "alone.sh"
+    command = f"{ablax} train --config={page} --workdir={tmp_path / 'run'}"
+    script.write_text(f"#!/bin/sh\n{command} --start-timeout=5\n")
+    call(slurm, "sbatch", "-n2", "--wait", f"--output={tmp_path / 'log'}", script, seconds=100)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("signal", ["TERM", "USR1"])
+def test_a_preempted_job_is_queued_again_and_goes_on(slurm, page, ablax, tmp_path, signal):
+    """Catches: a template that takes 75 for a failure, and a job that starts over."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    flags = (
+        "--config.training.steps=1000000 --config.checkpoint.every=0 --config.evaluation.every=0"
+    )
+    values = [f"config={page}", f"workdir={run}", f"ablax={ablax}", f"output={log}", "grace=60"]
+    values += ["tasks_per_node=2", "resources=--cpus-per-task=1", "time=00:10:00", f"flags={flags}"]
+    job = tmp_path / "job.sh"
+    job.write_text(subprocess.check_output([CLUSTER / "render", "sbatch.sh", *values], text=True))
+    call(slurm, "sbatch", "--test-only", job)
+    number = re.search(r"\d+", call(slurm, "sbatch", job))[0]
+    try:
+        until(lambda: steps(run) > 5, log)
+        call(slurm, "scancel", f"--signal={signal}", number)
+        until(lambda: "queued again" in text(log), log)
+        saved = int(re.search(r"saved at step (\d+)", text(log))[1])
+        # SLURM holds a requeued job back for a while; releasing it is what an operator may do.
+        until(lambda: "Restarts=1" in call(slurm, "scontrol", "show", "job", number), log)
+        until(lambda: waiting(slurm, number) or f"resuming at step {saved}" in text(log), log)
+        call(slurm, "scontrol", "update", f"JobId={number}", "StartTime=now")
+        until(lambda: f"resuming at step {saved}" in text(log), log)
+        until(lambda: steps(run) > saved, log)
+    finally:
+        call(slurm, "scancel", "--full", "--signal=KILL", number)
+        call(slurm, "scancel", number)
+
+
+def waiting(slurm, number):
+    return "JobState=PENDING" in call(slurm, "scontrol", "show", "job", number)
+
+
+def text(path):
+    return path.read_text() if path.is_file() else ""
+
+
+def steps(run):
+    """The last step in the metrics."""
+    lines = text(run / "metrics.jsonl").splitlines()
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def until(ready, log):
+    deadline = time.monotonic() + 100
+    while not ready():
+        assert time.monotonic() < deadline, text(log)
+        time.sleep(0.2)
