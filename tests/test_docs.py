@@ -1,5 +1,6 @@
 """What the pages promise is true: links lead somewhere, snippets run, every README command runs."""
 
+import json
 import os
 import pathlib
 import re
@@ -143,7 +144,9 @@ PRELUDE = f"""
 from ablax.experiment import resolve
 from page import get_config
 
-config = resolve(get_config(), dict(o.removeprefix("--config.").split("=") for o in {SMALL!r}))
+small = dict(o.removeprefix("--config.").split("=") for o in {SMALL!r})
+small["data.sequence_length"] = 64  # room for the prompt and what is generated
+config = resolve(get_config(), small)
 """
 
 
@@ -152,7 +155,7 @@ def test_the_python_of_the_readme_runs(tmp_path):
     """Catches: a call that was renamed, an argument that is gone, a result without what its comment names."""
     experiment_page(tmp_path)
     lines = block("import ablax\n").splitlines()
-    for line, shown in (("model.generate(", "[0][1].text"), ("model.score(", ".bytes")):
+    for line, shown in (("model.generate(", "[0][1].text"), ("model.score(", ".bytes.tolist()")):
         (at,) = [i for i, found in enumerate(lines) if found.startswith(line)]
         lines[at] = f"print(({lines[at].partition('  #')[0]}){shown})"
     (at,) = [i for i, found in enumerate(lines) if found.startswith("ablax.runs(")]
@@ -167,7 +170,7 @@ def test_the_python_of_the_readme_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     *_, sizes, statuses = done.stdout.splitlines()
-    assert sizes == f"[{len('one document')} {len('another')}]"
+    assert json.loads(sizes) == [len("one document"), len("another")]
     assert statuses == "['finished']"
 
 
