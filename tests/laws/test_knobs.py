@@ -46,6 +46,7 @@ MODEL_SPECIAL = {
     "fold_rows": ({}, None),
     "norm_epsilon": ({}, 1e-3),
     "attention_pattern": ({}, (2,)),
+    "attention_kernel": ({}, "xla"),
     "scale_residual_init": ({}, None),
 }
 
@@ -285,6 +286,7 @@ CONTEXTS: dict[str, tuple[dict[str, Any], Any]] = {
     "data.sequence_length": ({}, 16),
     "training.steps": ({}, 7),
     "training.accumulation": ({}, 2),
+    "training.guard.window": ({"training.guard.spike": 6.0}, 50),
     "training.decay.embeddings": ({}, False),
     "training.decay.weights": ({}, ("bias",)),
     "training.decay.spared": ({}, ("kernel",)),
@@ -304,14 +306,24 @@ CONTEXTS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 # What cannot be seen in a short run on one device, and the test that sees it.
 ELSEWHERE = {
+    "init.run": "needs another run (tests/training/test_start.py)",
+    "init.match": "needs another run (tests/training/test_start.py)",
     # written to run.json and nowhere else
     "name": "test_trainer.py::test_a_run_says_what_it_was",
+    # what becomes of refused steps
+    "training.guard.policy": "training/test_recovery.py::test_skip_goes_on_without_the_step",
+    "training.guard.skip_batches": "training/test_recovery.py::test_rewind_leaves_out_the_batches_since_the_checkpoint",
+    "training.guard.patience": "training/test_recovery.py::test_patience_ends_a_run_that_skips_on_and_on",
     # how far ahead batches are made
     "data.prefetch": "data/test_loader.py::test_seek_is_iteration_and_restart_is_continuation",
     # splits of the default rule share nothing
     "data.split.shared": "data/test_splits.py::test_given_splits_must_not_share_documents",
     # acts from the second epoch on
     "data.phase": "data/test_layouts.py::test_window_phase_moves_later_epochs_and_repeats_nothing",
+    # act when one of several processes is lost
+    "heartbeat.silence": "parallel/test_stuck_ranks.py::test_a_frozen_rank",
+    "heartbeat.stuck": "parallel/test_stuck_ranks.py::test_a_rank_that_gets_no_data",
+    "heartbeat.patience": "training/test_heartbeat.py::test_slow_is_not_stuck",
     # acts in a run that hangs
     "checkpoint.grace_seconds": "training/test_signals.py::test_the_watchdog_ends_a_stuck_process",
     # needs several devices
