@@ -124,6 +124,8 @@ def reach(plan: Descent, folder: RunFolder, step: int, say: Say) -> Scene:
         session.root_key(plan.experiment.seed), session.hyper_of(plan.experiment)
     )
     state, guard, checkpoint = _restored(state, folder, step - 1, say)
+    if checkpoint == 0 and (donor := plan.donor(state, say)):
+        state = donor.give(plan.program, state, say)
     events = events_of(folder)
     given_up = [
         index

@@ -81,7 +81,11 @@ class GuardState:
 
 
 def judge(
-    config: GuardConfig, before: GuardState, loss: Sums, norm: Array, deviations: Array | None
+    config: GuardConfig,
+    before: GuardState,
+    loss: Sums,
+    norm: Array,
+    deviations: Array | float | None,
 ) -> GuardState:
     """The verdict on a step, from sums over the whole batch: every device comes to the same one.
 
