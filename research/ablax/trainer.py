@@ -20,7 +20,7 @@ from ablax.training.debug import overfit
 from ablax.training.descent import Descent
 from ablax.training.evaluators import check_split
 from ablax.training.fitting import Fitting
-from ablax.training.phases import Phases
+from ablax.training.profile import profiling
 from ablax.training.together import facts, together
 
 Path = pathlib.Path
@@ -60,6 +60,7 @@ def train(
     fresh: bool = False,
     debug: bool = False,
     offline: bool = False,
+    profile: tuple[int, int] | None = None,
     progress: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Run:
@@ -72,6 +73,7 @@ def train(
       fresh: moves what is in the folder aside and starts over.
       debug: one batch over and over, with a trap for NaN; fails unless the model overfits it. Nothing is kept.
       offline: forbids the network.
+      profile: first and last step of a JAX trace in the folder's `profile/`.
       progress: whether a progress bar and messages are shown on stderr.
       say: takes messages; stderr when None.
 
@@ -99,8 +101,8 @@ def train(
         corpus = open_corpus(experiment.data, specials_of(experiment), offline=offline)
         found = overfit(experiment, corpus, say)
         return Run(folder.path, True, found["steps"], found, found["seconds"], None, 0)
-    phases = Phases()
-    with together(ranks, experiment, folder, phases) as stop:
+    traced = profiling(profile if ranks.first else None, folder.path / "profile", say)
+    with traced as phases, together(ranks, experiment, folder, phases) as stop:
         work: Descent | Fitting | None = None
         report = told(say) if progress else None
         if fresh:

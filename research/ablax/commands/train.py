@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--debug", action="store_true", help="overfit one batch with the NaN trap on"
     )
+    parser.add_argument(
+        "--profile",
+        metavar="N:M",
+        help="write a JAX trace of steps N to M into the folder's profile/",
+    )
     flags.add_platform(parser)
     flags.add_cluster(parser)
     flags.add_offline(parser)
@@ -33,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
     from ablax import cluster, distributed
     from ablax.devices import ensure_accelerator
     from ablax.trainer import train
+    from ablax.training.profile import steps_of
 
+    profile = steps_of(args.profile) if args.profile else None
     extend = flags.extensions(args.extend)
     resolved = flags.resolved(args.config, args.overrides, extend)
     place = cluster.find(args.coordinator, args.process_id, args.process_count)
@@ -46,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         fresh=args.fresh,
         debug=args.debug,
         offline=args.offline,
+        profile=profile,
     )
     if distributed.ranks().first:
         output.emit(done)
