@@ -160,6 +160,10 @@ def fork(
         raise RequestError(
             f"{kept[0]} cannot change in a fork: the parent's parameters belong to its tokens; train a new run"
         )
+    if kept := [path for path in changed if path.startswith("init.")]:
+        raise RequestError(
+            f"{kept[0]} cannot change in a fork: it goes on from its parent's state; train a new run"
+        )
     status = parent.status()
     sources = configuration.extension_sources(new)
     origin = {

@@ -26,6 +26,8 @@ from ablax.run import RunFolder
 from ablax.training.canary import without_kernel
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.compilation import keep_programs
+from ablax.training.fitting import FITTED
+from ablax.training.manifest import check_file
 from ablax.training.session import Clock, abstract_state, best_metric, build_program
 from ablax.training.state import scalars, without_hyper
 
@@ -182,6 +184,21 @@ class Model:
         return logits
 
 
+def own_tokenizer(folder: RunFolder) -> Tokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+      RequestError: if it is not the one that the run was trained with: its ids would mean other texts.
+    """
+    tokenizer = load_tokenizer(folder.tokenizer)
+    trained = (folder.status().get("data") or {}).get("tokenizer", tokenizer.fingerprint)
+    if tokenizer.fingerprint != trained:
+        raise RequestError(
+            f"{folder.tokenizer} is not the tokenizer that the run was trained with; restore it"
+        )
+    return tokenizer
+
+
 # A loaded model takes no steps: how long its schedule was does not matter.
 LOADED = Clock(total=10**9, tokens_per_step=1, steps_per_epoch=1.0)
 
@@ -191,6 +208,7 @@ def load(
     step: int | str = "best",
     *,
     extend: Iterable[Any] = (),
+    trust_unverified: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Model:
     """Loads a run's model.
@@ -199,6 +217,7 @@ def load(
       workdir: its folder.
       step: `best` (by the run's checkpoint metric), `last`, or a step that was kept.
       extend: config classes from outside that the run uses, or `module:Name` texts; nothing else is imported.
+      trust_unverified: read weights although the manifest that tells whether they are whole is missing.
       say: takes a line about damaged checkpoints; stderr when None.
 
     Raises:
@@ -208,17 +227,19 @@ def load(
     say = say or (lambda text: print(text, file=sys.stderr))
     folder = RunFolder(workdir).require()
     experiment = resolve(folder.config(), extend=extend, imports=False)
-    tokenizer = load_tokenizer(folder.tokenizer)
+    tokenizer = own_tokenizer(folder)
     if hasattr(experiment.model, "fit"):
         if step not in ("best", "last", 0):
             raise RequestError(
                 f"{folder.path} is fitted to counts and has no step {step}; use best"
             )
-        module = Ngram.load(folder.checkpoints / "ngram.npz")
+        check_file(folder.checkpoints / FITTED, trust_unverified, say)
+        module = Ngram.load(folder.checkpoints / FITTED)
         return Model(experiment, module, {}, tokenizer, 0, {})
     program = build_program(without_kernel(experiment), tokenizer.vocab_size, LOADED)
     template, best = without_hyper(abstract_state(program, experiment)), best_metric(experiment)
-    with Checkpoints(folder.checkpoints, best_metric=best, writer=False, say=say) as checkpoints:
+    options: dict[str, Any] = {"writer": False, "unverified": trust_unverified, "say": say}
+    with Checkpoints(folder.checkpoints, best_metric=best, **options) as checkpoints:
         if step == "best" and checkpoints.best_step() is None:
             step = "last"
         wanted: Any = None if step == "last" else step

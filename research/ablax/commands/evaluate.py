@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
         step,
         overrides=args.overrides,
         extend=extend,
+        trust_unverified=args.trust_unverified,
         offline=args.offline,
     )
     output.emit(found)

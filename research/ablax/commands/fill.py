@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
 
     step, extend = flags.checkpoint_step(args.step), flags.extensions(args.extend)
     ensure_accelerator(args.platform)
-    model = load(args.workdir, step=step, extend=extend)
+    model = load(args.workdir, step=step, extend=extend, trust_unverified=args.trust_unverified)
     found = model.fill(args.text)
     for filling in found:
         output.passage("", filling.text)

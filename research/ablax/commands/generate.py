@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     ensure_accelerator(args.platform)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     sampling = {name: value for name in names if (value := getattr(args, name)) is not None}
-    model = load(args.workdir, step=step, extend=extend)
+    model = load(args.workdir, step=step, extend=extend, trust_unverified=args.trust_unverified)
     found = model.generate(
         args.prompt,
         max_new_tokens=args.max_new_tokens,

@@ -112,7 +112,9 @@ def load_plan(
 
 def _open(folder: Path) -> PackingPlan | None:
     try:
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
+        arrays = [
+            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS
+        ]
     except (FileNotFoundError, ValueError, EOFError):
         return None
     return PackingPlan(*map(np.asarray, arrays))

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,17 +20,18 @@ from ablax.training.canary import check_kernel, first_rows, with_kernel
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.disk import check_run, size_of
 from ablax.training.evaluators import Evaluator, metrics_of
+from ablax.training.growth import check_growth
 from ablax.training.ledger import Ledger
 from ablax.training.loop import Every, Loop
 from ablax.training.meter import Meter
 from ablax.training.phases import Phases
 from ablax.training.recovery import NOTHING, Recovery, Rewind, events_of, position
 from ablax.training.saving import Saving
-from ablax.training.schedules import unchanged_until
 from ablax.training.signals import Stop, Stopped, catch
 from ablax.training.start import Donor
 from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import Program
+from ablax.training.stopwatch import Stopwatch
 from ablax.training.writers import open_writers
 
 Say = Callable[[str], None]
@@ -87,24 +87,7 @@ class Descent:
         Raises:
           RequestError: if the schedule would have been another one, or the run is past its new end.
         """
-        status, clock = folder.status(), self.clock
-        old, step = status.get("total_steps"), status.get("step", 0)
-        forked = status.get("status") == "forked"
-        if step > clock.total or (forked and step == clock.total):
-            raise RequestError(
-                f"{folder.path} is at step {step}, and training.steps={clock.total} leaves nothing to do; raise it"
-            )
-        if old is None or old == clock.total:
-            return
-        before = session.Clock(old, clock.tokens_per_step, clock.steps_per_epoch)
-        hyper = session.hyper_of(self.experiment).get("schedule", {})
-        factors = [self.experiment.schedule.build(c.total, c, hyper) for c in (before, clock)]
-        if not unchanged_until(step, *factors):
-            raise RequestError(
-                f"training.steps from {old} to {clock.total} changes the learning rates of the {step} steps already "
-                "done; use schedule.kind=constant or wsd for runs that may grow, start over with --fresh, or branch "
-                f"off with `ablax fork {folder.path} --workdir=NEW`"
-            )
+        check_growth(self.experiment, self.clock, folder)
 
     def check_files(self, folder: RunFolder, fresh: bool, say: Say) -> None:
         """Compares the size of a checkpoint with what is free, and a fresh run's parameters with those it takes.
@@ -204,7 +187,7 @@ class Descent:
         folder: RunFolder,
         saving: Saving,
         writers: Any,
-        watch: "Stopwatch",
+        watch: Stopwatch,
         stack: contextlib.ExitStack,
         phases: Phases,
         stop: Stop,
@@ -305,18 +288,3 @@ def devices() -> dict[str, Any]:
     found = jax.devices()
     kind = {"platform": found[0].platform, "kind": found[0].device_kind}
     return {**kind, "count": len(found)}
-
-
-class Stopwatch:
-    """Seconds of a run over all its starts.
-
-    Args:
-      before: those of earlier starts.
-    """
-
-    def __init__(self, before: float):
-        self._before, self._began = before, time.perf_counter()
-
-    def seconds(self) -> float:
-        """Until now."""
-        return self._before + time.perf_counter() - self._began
