@@ -95,20 +95,18 @@ class Killer(threading.Thread):
         """What tells this occasion of the moment from others; None outside it."""
         phase = self.phase
         unfinished = self.unfinished()
-        saving = phase.name == "save"
         inside = {
             "compile": phase.name == "compile",
             "mid-step": phase.name == "step",
             "accumulation": self.running is not None and not self.running.is_ready(),
-            "saving": saving and unfinished,
-            "commit": not saving
-            and unfinished,  # `save` has returned; Orbax writes in the background
+            "saving": phase.name == "save" and unfinished,
+            # `save` has returned and Orbax writes in the background; at the start it is what a kill left behind.
+            "commit": phase.name not in ("start", "save") and unfinished,
             "evaluation": phase.name == "evaluate",
             "epoch boundary": phase.name in ("data", "step") and self.first_of_epoch(phase.step),
         }[self.moment]
-        return (
-            (unfinished if self.moment in ("saving", "commit") else phase.step) if inside else None
-        )
+        occasion = unfinished if self.moment in ("saving", "commit") else phase.step
+        return occasion if inside else None
 
     def unfinished(self) -> list[str]:
         """Orbax's temporary folders."""
