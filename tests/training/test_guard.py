@@ -14,15 +14,16 @@ from ablax.training.optimizers import OPTIMIZERS, build_optimizer
 from ablax.training.recovery import first_not_finite
 from ablax.training.state import scalars
 
-CONFIG = GuardConfig(spike=4.0, window=8)
+CONFIG, OFF = GuardConfig(spike=4.0, window=8), GuardConfig(window=8)
+HYPER = {"training": {"guard": {"spike": jnp.float32(4)}}}
 
 
-def judged(losses, state=None, norm=1.0, deviations: float | None = 4.0):
+def judged(losses, state=None, norm=1.0, config=CONFIG):
     """The verdicts on mean losses, one after the other, and the last state."""
     state, verdicts = state or GuardState.fresh(), []
     for loss in losses:
         sums = Sums(jnp.float32(3 * loss), jnp.int32(3))
-        before, state = state, judge(CONFIG, state, sums, jnp.float32(norm), deviations)
+        before, state = state, judge(config, state, HYPER, sums, jnp.float32(norm))
         verdicts.append(int(state.refused))
         if verdicts[-1]:  # what `accept` leaves of a refused step, released
             state = before
@@ -58,7 +59,7 @@ def test_a_spike_is_refused_and_does_not_move_the_statistics(usual):
     (verdict,), after = judged([above], before)
     assert (verdict, float(after.mean)) == (SPIKE, float(before.mean))
     assert judged([below], before)[0] == [ACCEPTED]
-    assert judged([above], before, deviations=None)[0] == [ACCEPTED]
+    assert judged([above], before, config=OFF)[0] == [ACCEPTED]
     assert judged([0.01 * below], before)[0] == [ACCEPTED]
     assert judged([*usual[:7], 1e4])[0] == [ACCEPTED] * 8
     assert judged([*usual[:8], 1e4])[0] == [ACCEPTED] * 8 + [SPIKE]
@@ -71,7 +72,7 @@ def test_losses_that_hardly_vary_make_no_spike_of_a_per_cent():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused(bad):
-    assert judged([bad], deviations=None)[0] == [NOT_FINITE]
+    assert judged([bad], config=OFF)[0] == [NOT_FINITE]
     assert judged([bad])[0] == [NOT_FINITE]
     assert judged([1.0], norm=bad)[0] == [NOT_FINITE]
 
@@ -79,7 +80,7 @@ def test_what_is_not_finite_is_refused(bad):
 def test_a_refused_step_freezes_those_that_follow():
     """Catches: a second step, dispatched before the host knew, that is applied."""
     frozen = dataclasses.replace(GuardState.fresh(), refused=jnp.int32(SPIKE))
-    state = judge(CONFIG, frozen, Sums(jnp.float32(3), jnp.int32(3)), jnp.float32(1), None)
+    state = judge(OFF, frozen, {}, Sums(jnp.float32(3), jnp.int32(3)), jnp.float32(1))
     assert int(state.refused) == SPIKE
 
 

@@ -1,6 +1,7 @@
 """The guard inside the step: an update that would poison the weights is not applied."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import flax.struct
@@ -81,11 +82,7 @@ class GuardState:
 
 
 def judge(
-    config: GuardConfig,
-    before: GuardState,
-    loss: Sums,
-    norm: Array,
-    deviations: Array | float | None,
+    config: GuardConfig, before: GuardState, hyper: Mapping[str, Any], loss: Sums, norm: Array
 ) -> GuardState:
     """The verdict on a step, from sums over the whole batch: every device comes to the same one.
 
@@ -93,13 +90,14 @@ def judge(
     refused losses do not enter, which keeps them robust.
 
     Args:
+      hyper: the traced knobs.
       loss: of the batch; its mean is judged.
       norm: of the gradient, before clipping.
-      deviations: the knob `spike`, or None to look for none.
     """
     refused = jnp.where(jnp.isfinite(loss.total) & jnp.isfinite(norm), ACCEPTED, NOT_FINITE)
     mean, variance, seen = before.mean, before.variance, before.seen
-    if deviations is not None:
+    if config.spike != 0:
+        deviations = hyper["training"]["guard"]["spike"]
         level = jnp.log(jnp.maximum(loss.total / jnp.maximum(loss.count, 1), 1e-30))
         bound = mean + deviations * jnp.maximum(jnp.sqrt(variance), SMALLEST_DEVIATION)
         spiking = (seen >= config.window) & (level > bound) & (refused == ACCEPTED)

@@ -5,15 +5,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from ablax.config import Duration, RequestError, knob
 from ablax.run import Preempted
-from ablax.training.guard import released, why_refused
+from ablax.training.guard import why_refused
 from ablax.training.meter import Meter
 from ablax.training.phases import Phases
-from ablax.training.recovery import Recovery, first_not_finite
+from ablax.training.recovery import Recovery, Refused, fetched, first_not_finite
 from ablax.training.signals import Stop, Stopped
 from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import StepConfig
@@ -102,7 +101,14 @@ class Loop:
                 self.advance(int(self.state.step))
                 return self.state
             except Refused as refused:
-                self.recover(*refused.args)
+                self.phases.enter("step", refused.step)
+                self.state, metrics = self.recovery.repeat(
+                    refused, self.state, self.batches, self.engine
+                )
+                self.count(refused.step, metrics)
+                evaluating, saving = self.dues(refused.step)
+                if evaluating or saving:
+                    self.conclude(refused.step, evaluating, saving)
 
     def advance(self, start: int) -> None:
         """Steps from `start` updates to the last; raises Refused when the guard did not apply one."""
@@ -129,7 +135,7 @@ class Loop:
             if pending:
                 self.settle(*pending)
             pending = (done, metrics)
-            evaluating, saving = (self.due(n, done) for n in (self.every.evaluate, self.every.save))
+            evaluating, saving = self.dues(done)
             if not (evaluating or saving or self.stop()):
                 continue
             self.settle(*pending)
@@ -160,25 +166,6 @@ class Loop:
         if reason and (owed or done < self.total):
             raise self.preempted(reason, done)
 
-    def recover(self, done: int, why: str) -> None:
-        """Repeats a refused step from the state before it, which the guard kept, and goes on by the policy."""
-        if where := first_not_finite(without_hyper(self.state)):
-            why = f"{where} is not finite"
-        self.phases.enter("step", done)
-        self.state, metrics = self.engine.step(released(self.state), next(self.batches(done - 1)))
-        metrics = fetched(metrics)
-        again = why_refused(metrics) is not None
-        self.recovery.decide(done, why, again, poisoned=where is not None)
-        if again:
-            self.state = released(self.state, advance=True)
-            self.meter.skip()
-        else:
-            self.meter.add(metrics, 0.0)
-        self.log(done)
-        evaluating, saving = (self.due(n, done) for n in (self.every.evaluate, self.every.save))
-        if evaluating or saving:
-            self.conclude(done, evaluating, saving)
-
     def preempted(self, reason: str, done: int) -> Preempted:
         """What ends a run that was saved at a step."""
         where = f"saved at step {done} of {self.total}" if done else "nothing to save before step 1"
@@ -188,26 +175,21 @@ class Loop:
         """Whether something with this period is due after `done` steps; at the end everything is."""
         return done == self.total or (every > 0 and done % every == 0)
 
+    def dues(self, done: int) -> tuple[bool, bool]:
+        """Whether to evaluate and to save after `done` steps."""
+        return self.due(self.every.evaluate, done), self.due(self.every.save, done)
+
     def settle(self, done: int, metrics: Any) -> None:
         """Fetches a step's metrics, and writes a record when one is due; raises Refused if it was not applied."""
         metrics = fetched(metrics)
-        now = time.perf_counter()
         if why := why_refused(metrics):
             raise Refused(done, why)
+        self.count(done, metrics)
+
+    def count(self, done: int, metrics: Any) -> None:
+        """Adds a step to the meter; `metrics` is None if it was left out."""
+        now = time.perf_counter()
         self.meter.add(metrics, now - self.clock)
         self.clock = now
-        self.log(done)
-
-    def log(self, done: int) -> None:
-        """Writes a record when one is due."""
         if self.due(self.every.log, done):
             self.write(self.meter.take(done))
-
-
-class Refused(Exception):
-    """A step was not applied: its number, and why."""
-
-
-def fetched(metrics: Any) -> Any:
-    """Metrics on the host, at a seventh of what device_get costs here."""
-    return jax.tree.map(np.asarray, metrics)

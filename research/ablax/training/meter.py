@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ablax.objectives.sums import Sums
+from ablax.training.speed import Speed
 
-CLOCKED = ("tokens_per_second",)
+CLOCKED = ("tokens_per_second", "tokens_per_second_per_device", "model_flops_per_second", "mfu")
 """What a record says of the machine's speed: it differs between two runs that are the same."""
 
 
@@ -13,18 +14,21 @@ class Meter:
     """Adds up what the steps report between two records.
 
     Args:
-      tokens_per_step: positions of a global batch.
+      speed: what one step is.
     """
 
-    def __init__(self, tokens_per_step: int):
-        self.tokens_per_step = tokens_per_step
+    def __init__(self, speed: Speed):
+        self.speed = speed
         self.sums: dict[str, list[float]] = {}
         self.last: dict[str, float] = {}
         self.steps = self.skipped = 0
         self.seconds = 0.0
 
-    def add(self, metrics: Mapping[str, Any], seconds: float) -> None:
-        """One step's metrics, already on the host."""
+    def add(self, metrics: Mapping[str, Any] | None, seconds: float) -> None:
+        """One step's metrics, already on the host; None of a step that was left out, which the records count."""
+        if metrics is None:
+            self.skipped += 1
+            return
         for name, value in metrics.items():
             if isinstance(value, Sums):
                 total = self.sums.setdefault(name, [0.0, 0.0])
@@ -35,18 +39,14 @@ class Meter:
         self.steps += 1
         self.seconds += seconds
 
-    def skip(self) -> None:
-        """Counts a step that was not applied; the records say how many there were since the last one."""
-        self.skipped += 1
-
     def take(self, step: int) -> dict[str, Any]:
         """The record of the steps since the last one; the meter is empty afterwards."""
         means = {name: total / max(count, 1) for name, (total, count) in self.sums.items()}
-        speed = self.steps * self.tokens_per_step / max(self.seconds, 1e-9)
-        record = {"step": step, "split": "train", **means, **self.last, "tokens_per_second": speed}
+        clocked = self.speed.measures(self.steps, self.seconds)
+        record = {"step": step, "split": "train", **means, **self.last, **clocked}
         if self.skipped:
             record["skipped"] = self.skipped
-        self.__init__(self.tokens_per_step)
+        self.__init__(self.speed)
         return record
 
     def state(self) -> dict[str, Any]:

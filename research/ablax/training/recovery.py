@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ablax.run import RunFailed, RunFolder
-from ablax.training.guard import GuardConfig
+from ablax.training.guard import GuardConfig, released, why_refused
+from ablax.training.state import TrainState, without_hyper
 
 Ranges = Sequence[Sequence[int]]
 NOTHING: Mapping[str, Any] = {"left_out": [], "last": 0, "row": 0}
@@ -33,6 +35,19 @@ class Rewind(Exception):
         self.event = event
 
 
+class Refused(Exception):
+    """The guard did not apply a step.
+
+    Attributes:
+      step: from 1.
+      why: for messages.
+    """
+
+    def __init__(self, step: int, why: str):
+        super().__init__(f"{why} at step {step}")
+        self.step, self.why = step, why
+
+
 def position(step: int, left_out: Ranges) -> int:
     """The loader's step of a run's step, both from 0, where some of the loader's steps are left out.
 
@@ -53,6 +68,11 @@ def first_not_finite(tree: Any) -> str | None:
         if not fine:
             return jax.tree_util.keystr(path, simple=True, separator="/")
     return None
+
+
+def fetched(metrics: Any) -> Any:
+    """Metrics on the host, at a seventh of what device_get costs here."""
+    return jax.tree.map(np.asarray, metrics)
 
 
 @jax.jit
@@ -98,6 +118,29 @@ class Recovery:
     def batch(self, step: int) -> int:
         """The loader's step, from 0, of the run's step, from 1."""
         return position(step - 1, self.left_out)
+
+    def repeat(
+        self, refused: Refused, state: TrainState, batches: Callable[[int], Any], engine: Any
+    ) -> tuple[TrainState, Any]:
+        """Repeats a refused step from the state before it, which the guard kept, and goes on by the policy.
+
+        Args:
+          batches: start step -> iterator.
+          engine: `step(state, batch) -> (state, metrics)`.
+
+        Returns:
+          The state after the step, and its metrics on the host; None for them if the step is left out.
+
+        Raises:
+          Diverged, Rewind: see `decide`.
+        """
+        where = first_not_finite(without_hyper(state))
+        state, metrics = engine.step(released(state), next(batches(refused.step - 1)))
+        metrics = fetched(metrics)
+        again = why_refused(metrics) is not None
+        why = f"{where} is not finite" if where else refused.why
+        self.decide(refused.step, why, again, poisoned=where is not None)
+        return (released(state, advance=True), None) if again else (state, metrics)
 
     def decide(self, step: int, why: str, again: bool, poisoned: bool = False) -> None:
         """Returns if the run goes on: with the repeated step if that was good, else without the step.

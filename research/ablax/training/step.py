@@ -184,9 +184,7 @@ class Program:
         after = dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, carry=carry
         )
-        guard = self.config.guard
-        deviations = state.hyper["training"]["guard"]["spike"] if guard.spike != 0 else None
-        verdict = judge(guard, state.guard, loss, norm, deviations)
+        verdict = judge(self.config.guard, state.guard, state.hyper, loss, norm)
         numbers = {"gradient_norm": norm, "learning_rate": rate, "refused": verdict.refused}
         return accept(verdict, state, after), numbers
 
