@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 CLUSTER = Path(__file__).resolve().parent.parent / "scripts" / "cluster"
 GIVEN = {
     "sbatch.sh": ["config=ablax:pretrain/decoder:tiny", "workdir=/shared/run"],
@@ -24,6 +25,23 @@ GIVEN = {
 
 def render(*arguments):
     return subprocess.run([CLUSTER / "render", *arguments], capture_output=True, text=True)
+
+
+def readme_commands(folder):
+    """Runs the README's commands, but for sbatch itself, with the project's scripts in a folder."""
+    block = next(b for b in README.split("```")[1::2] if "scripts/cluster/render" in b)
+    fill, submit = block.strip().splitlines()
+    (folder / "scripts").symlink_to(CLUSTER.parent)
+    subprocess.run(fill, shell=True, cwd=folder, check=True)
+    return submit
+
+
+def test_the_commands_of_the_readme(tmp_path):
+    """A real sbatch takes the result in tests/test_slurm.py."""
+    assert readme_commands(tmp_path) == "sbatch job.sh"
+    text = (tmp_path / "job.sh").read_text()
+    assert "#SBATCH --ntasks-per-node=2\n" in text
+    assert "train --config=ablax:pretrain/decoder --workdir=runs/decoder " in text
 
 
 def test_every_template_is_tested():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from parallel.fleet import write_page
+from test_launch_files import readme_commands
 
 CLUSTER = Path(__file__).resolve().parent.parent / "scripts" / "cluster"
 pytestmark = [pytest.mark.ci, pytest.mark.timeout(170)]
@@ -109,6 +110,11 @@ def test_a_preempted_job_is_queued_again_and_goes_on(slurm, page, ablax, tmp_pat
     finally:
         call(slurm, "scancel", "--full", "--signal=KILL", number)
         call(slurm, "scancel", number)
+
+
+def test_sbatch_takes_the_job_of_the_readme(slurm, tmp_path):
+    assert readme_commands(tmp_path) == "sbatch job.sh"
+    call(slurm, "sbatch", "--test-only", tmp_path / "job.sh")
 
 
 def waiting(slurm, number):

@@ -249,7 +249,7 @@ def _reach(cluster: Cluster, seconds: float) -> None:
     """
     port = cluster.coordinator.rsplit(":", 1)[1]
     if cluster.process_id == 0:
-        with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as probe:
+        with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("", int(port)))
