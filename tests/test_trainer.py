@@ -21,6 +21,7 @@ from ablax.model import LOADED
 from ablax.run import RunFailed, RunFolder, write_json
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.debug import NotOverfit
+from ablax.training.meter import CLOCKED
 from ablax.training.session import abstract_state, build_program
 from ablax.training.state import without_hyper
 
@@ -88,7 +89,7 @@ def state_of(workdir, step):
 def records_of(workdir):
     """The records without what the machine decides."""
     records = RunFolder(workdir).metrics()
-    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
+    return [{k: v for k, v in r.items() if k not in CLOCKED} for r in records]
 
 
 def arrays_of(workdir, step):

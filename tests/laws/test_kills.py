@@ -14,6 +14,8 @@ import sys
 import numpy as np
 import pytest
 
+from ablax.training.meter import CLOCKED
+
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = TESTS / "training" / "killed_run.py"
 ENDS = {"SIGKILL": -9, "SIGTERM": 75, "SIGINT": 130}
@@ -82,7 +84,8 @@ def contents(workdir):
     manifest = workdir / "checkpoints" / str(last) / "manifest" / "metadata"
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     for record in records:
-        record.pop("tokens_per_second", None)
+        for name in CLOCKED:
+            record.pop(name, None)
     scores = {p.name: json.loads(p.read_text()) for p in (workdir / "evals").glob("*.json")}
     for path in (workdir / "evals").glob("*.npz"):
         scores[path.name] = {k: v.tolist() for k, v in np.load(path).items()}

@@ -11,6 +11,7 @@ from ablax.models.flops import (
     parameter_count,
     training_flops_per_token,
 )
+from ablax.models.lstm import LstmConfig
 from ablax.models.positions import RotaryPositions
 from ablax.models.transformer import DecoderConfig, EncoderConfig
 
@@ -67,12 +68,17 @@ def test_tiny_presets_are_small():
             activation="swiglu",
             positions=RotaryPositions(),
         ),
+        # All steps in one turn: XLA counts the body of a loop once.
+        LstmConfig(num_layers=2, width=192, hidden_width=256, unroll=4),
     ],
-    ids=["decoder", "encoder"],
+    ids=["decoder", "encoder", "lstm"],
 )
 def test_flops_equal_xlas(config):
-    """Catches: a forgotten gate, grouped heads counted in full, attention counted once."""
-    batch, length, vocab = 1, 64, 512
+    """Catches: a forgotten gate, grouped heads counted in full, attention counted once, an LSTM without its head.
+
+    2 % are what is not a matrix product: norms, activations, softmax, gates.
+    """
+    batch, length, vocab = 1, 4 if isinstance(config, LstmConfig) else 64, 512
     ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
     module = config.build(vocab, length)
     params = abstract_params(config, vocab, length)

@@ -1,4 +1,4 @@
-"""Analytic costs of a Transformer: floating-point operations and parameters."""
+"""Analytic costs of a model: floating-point operations and parameters."""
 
 import math
 from typing import Any
@@ -8,28 +8,56 @@ import jax.numpy as jnp
 
 from ablax.config import traced
 from ablax.models.layers import GATED
+from ablax.models.lstm import LstmConfig
 from ablax.models.transformer import TransformerConfig
 
 
-def forward_flops_per_token(config: TransformerConfig, vocab_size: int, length: int) -> float:
+def forward_flops_per_token(
+    config: Any, vocab_size: int, length: int, predicted: float = 1.0
+) -> float | None:
     """Operations of all matrix products per token of a row of `length`; a multiplication and an addition are two.
 
     Attention counts every pair of the T x T square, as the reference computes it, masked or not.
     Norms, activations and softmax are left out, as usual (arXiv:2001.08361, section 2.1): under 2 %
     at common sizes.
+
+    Args:
+      predicted: share of the positions whose logits are computed.
+
+    Returns:
+      None for a model that is not known here.
     """
+    if isinstance(config, TransformerConfig):
+        return _transformer(config, vocab_size, length, predicted)
+    return _lstm(config, vocab_size, predicted) if isinstance(config, LstmConfig) else None
+
+
+def _lstm(config: LstmConfig, vocab_size: int, predicted: float) -> float:
+    widths = config.layer_widths
+    inputs = (config.width, *widths)
+    layers = sum(4 * width * (before + width) for before, width in zip(inputs, widths))
+    return 2.0 * (layers + predicted * widths[-1] * vocab_size)
+
+
+def _transformer(
+    config: TransformerConfig, vocab_size: int, length: int, predicted: float
+) -> float:
     width, heads = config.width, config.num_heads * config.width_per_head
     projections = 2 * width * heads + 2 * width * config.kv_heads * config.width_per_head
     scores = 2 * length * heads
     matrices = 3 if config.activation in GATED else 2
     feedforward = matrices * width * config.inner_width
     head = width * vocab_size + (width**2 if config.head_transform else 0)
-    return 2.0 * (config.num_layers * (projections + scores + feedforward) + head)
+    layers = config.num_layers * (projections + scores + feedforward)
+    return 2.0 * (layers + predicted * head)
 
 
-def training_flops_per_token(config: TransformerConfig, vocab_size: int, length: int) -> float:
+def training_flops_per_token(
+    config: Any, vocab_size: int, length: int, predicted: float = 1.0
+) -> float | None:
     """Three times the forward pass: each product has two more in its gradient. Recomputation does not count."""
-    return 3 * forward_flops_per_token(config, vocab_size, length)
+    forward = forward_flops_per_token(config, vocab_size, length, predicted)
+    return None if forward is None else 3 * forward
 
 
 def abstract_params(config: Any, vocab_size: int, max_length: int) -> Any:

@@ -28,6 +28,7 @@ from ablax.training.phases import Phases
 from ablax.training.recovery import NOTHING, Recovery, Rewind, events_of, position
 from ablax.training.saving import Saving
 from ablax.training.signals import Stop, Stopped, catch
+from ablax.training.speed import Speed
 from ablax.training.start import Donor
 from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import Program
@@ -236,7 +237,7 @@ class Descent:
                 evaluate=clock(experiment.evaluation.every),
                 save=clock(experiment.checkpoint.every),
             ),
-            meter=Meter(self.loader.tokens_per_step),
+            meter=Meter(Speed.of(experiment, self.corpus.tokenizer.vocab_size, jax.devices())),
             write=writers.write,
             evaluate=evaluate,
             save=save,

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ablax.config import RequestError, knob
 from ablax.run import RunFolder
+from ablax.training.meter import CLOCKED
 from ablax.training.records import Record, Records, plain
 from ablax.training.tensorboard_writer import TensorBoardWriter
 
@@ -239,9 +240,7 @@ class ConsoleWriter:
 
 def describe(record: Record) -> str:
     """The scalars worth a glance: `loss 3.2104, tokens/s 51,200`."""
-    scalars = {
-        k: plain(v) for k, v in record.items() if k not in ("step", "split", "tokens_per_second")
-    }
+    scalars = {k: plain(v) for k, v in record.items() if k not in ("step", "split", *CLOCKED)}
     names = [k for k in FIRST if k in scalars] + [k for k in scalars if k not in FIRST]
     parts = [
         f"{k.replace('_', ' ')} {scalars[k]:.4g}"
@@ -251,6 +250,8 @@ def describe(record: Record) -> str:
     parts = parts[:SHOWN]
     if "tokens_per_second" in record:
         parts.append(f"tokens/s {record['tokens_per_second']:,.0f}")
+    if "mfu" in record:
+        parts.append(f"mfu {record['mfu']:.1%}")
     return ", ".join(parts)
 
 
