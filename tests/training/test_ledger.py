@@ -103,6 +103,17 @@ def test_ledger_does_not_depend_on_the_processes(layouts, tmp_path):
     assert one.documents(3) == expected
 
 
+def test_of_processes_that_read_the_same_rows_one_writes(layouts, tmp_path):
+    """Catches: two writers of one file, of which one cuts off what the other wrote."""
+    loader = loaders(layouts["windows"])[0]
+    twice = read_ledger(record(tmp_path / "twice", [loader, loader], range(1, 6)))
+    once = read_ledger(record(tmp_path / "once", [loader], range(1, 6)))
+    assert twice.hashes == once.hashes
+    for name in ("0.bin", "documents.bin"):
+        mine, other = ((tmp_path / run / "ledger" / name).read_bytes() for run in ("twice", "once"))
+        assert mine == other
+
+
 def test_rows_that_change_places_or_values_change_the_hash(layouts):
     batch = loaders(layouts["windows"])[0].batch(0)
     swapped = {name: rows[[1, 0, 2, 3]] for name, rows in batch.items()}

@@ -1,12 +1,15 @@
 """The ledger: a hash and the documents of every global batch, so that two runs can prove that they saw the same data.
 
-Each process appends records of 32 bytes to `ledger/PROCESS.bin`, one for each step: 16 bytes of hash, uint32 rows that
-it covers, uint32 rows of the global batch, uint64 place of the step's documents in `ledger/documents.bin` (written by
-process 0, which knows all rows). A step's hash is the sum over all files, so it does not depend on their number.
+Each part of a batch's rows has a file, `ledger/PART.bin`, to which a process that reads it appends records of 32 bytes,
+one for each step: 16 bytes of hash, uint32 rows that it covers, uint32 rows of the global batch, uint64 place of the
+step's documents in `ledger/documents.bin` (written with part 0, of all rows). A step's hash is the sum over all files,
+so it does not depend on their number.
 """
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -49,7 +52,9 @@ def hash_rows(batch: Mapping[str, np.ndarray], first_row: int) -> int:
 
 
 class Ledger:
-    """Writes the records of this process. A disk that fails ends the ledger, not the run.
+    """Writes the records of the rows that this process reads. A disk that fails ends the ledger, not the run.
+
+    Of processes that read the same rows, because their devices share them, one writes.
 
     Args:
       workdir: the run's folder.
@@ -66,7 +71,7 @@ class Ledger:
         say: Callable[[str], None],
     ):
         self._loader, self._batch_of, self._say = loader, batch_of, say
-        self._process = loader.first_row // loader.local_batch_size
+        self._part = loader.first_row // loader.local_batch_size
         self._folder = workdir / FOLDER
         self._files, self._failed = contextlib.ExitStack(), False
         self._steps: int | None = None
@@ -89,9 +94,12 @@ class Ledger:
             place = self._documents.tell() if self._documents else 0
             if self._documents:
                 rows = self._loader.documents(self._batch_of(step))
-                self._documents.write(pack(np.unique(np.concatenate(rows))))
+                _write(self._documents, pack(np.unique(np.concatenate(rows))))
             record = np.array((number.to_bytes(HASH_BYTES, "little"), *sizes, place), RECORD)
-            self._records.write(record.tobytes())
+            _write(self._records, record.tobytes())
+        except BlockingIOError:  # another process writes the records of these rows
+            self._files.close()
+            self._failed = True
         except OSError as error:
             self._failed = True
             self._say(f"the ledger in {self._folder} cannot be written ({error}): it ends here")
@@ -102,17 +110,20 @@ class Ledger:
         """Opens the files behind this many records. Missing ones become zeros, which cover no row."""
         self._files.close()
         self._folder.mkdir(exist_ok=True)
-        path, documents = self._folder / f"{self._process}.bin", self._folder / DOCUMENTS
+        path, documents = self._folder / f"{self._part}.bin", self._folder / DOCUMENTS
+        self._records = self._opened(path)
+        fcntl.flock(self._records, fcntl.LOCK_EX | fcntl.LOCK_NB)
         following = _records(path)[steps : steps + 1]
-        self._records = self._appending(path, RECORD.itemsize * (1 + steps))
-        self._records.seek(0)
+        self._records.truncate(RECORD.itemsize * (1 + steps))
         self._records.write(HEADER)
         self._records.seek(0, os.SEEK_END)
         self._documents = None
-        if self._process == 0:
+        if self._part == 0:
             known = following["rows"].any()
-            cut = int(following["documents"][0]) if known else None
-            self._documents = self._appending(documents, cut)
+            self._documents = self._opened(documents)
+            if known:
+                self._documents.truncate(int(following["documents"][0]))
+            self._documents.seek(0, os.SEEK_END)
             count = self._loader.global_batch_size // self._loader.local_batch_size
             # Of processes that there were before; those that there are cut their own.
             for path in _parts(self._folder):
@@ -121,13 +132,14 @@ class Ledger:
                 with path.open("r+b") as part:
                     part.truncate(min(path.stat().st_size, RECORD.itemsize * (1 + steps)))
 
-    def _appending(self, path: Path, size: int | None) -> Any:
+    def _opened(self, path: Path) -> Any:
         path.touch()
-        file = self._files.enter_context(path.open("r+b", buffering=0))
-        if size is not None:
-            file.truncate(size)
-        file.seek(0, os.SEEK_END)
-        return file
+        return self._files.enter_context(path.open("r+b", buffering=0))
+
+
+def _write(file: Any, data: bytes) -> None:
+    if file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def pack(numbers: np.ndarray) -> bytes:
