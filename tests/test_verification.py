@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,8 @@ class Rows:
 def made_up(workdir, changed_step=None, **changes):
     """The outcome of a run that nobody trained."""
     workdir.mkdir()
-    with Ledger(workdir, Rows(), lambda step: step - 1, print) as ledger:
+    rows: Any = Rows()
+    with Ledger(workdir, rows, lambda step: step - 1, print) as ledger:
         for step in range(1, 31):
             value = -1 if step == changed_step else step
             ledger.write(step, {"tokens": np.full((2, 4), value)})

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -165,7 +166,8 @@ class Rows:
 
 
 def record_batches(run, value):
-    with Ledger(run, Rows(), lambda step: step - 1, print) as ledger:
+    rows: Any = Rows()
+    with Ledger(run, rows, lambda step: step - 1, print) as ledger:
         for step in (1, 2, 3):
             ledger.write(step, {"tokens": np.full((2, 4), value + step)})
 

@@ -1,0 +1,108 @@
+"""The loop alone, with an engine that computes nothing: what it evaluates and saves, and what it does not."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ablax.objectives.sums import Sums
+from ablax.run import RunFolder
+from ablax.training.guard import GuardConfig, GuardState
+from ablax.training.loop import Every, Loop
+from ablax.training.recovery import Diverged, Recovery, Rewind
+from ablax.training.signals import Stop
+from ablax.training.state import TrainState
+
+PARTS = ("params", "opt_state", "ema", "carry")
+
+
+class Engine:
+    """Counts steps; at one of them a part of the state becomes infinite, although loss and gradient are fine."""
+
+    def __init__(self, bad_step=0, part=""):
+        self.bad_step, self.part = bad_step, part
+
+    def step(self, state, batch):
+        state = state.replace(step=state.step + 1)
+        if int(state.step) == self.bad_step:
+            state = dataclasses.replace(state, **{self.part: {"kernel": jnp.array([1.0, jnp.inf])}})
+        one = Sums(np.float32(1), np.int32(1))
+        return state, {"loss": one, "gradient_norm": np.float32(1), "refused": np.int32(0)}
+
+
+class Meter:
+    """Takes steps and tells nothing."""
+
+    add = staticmethod(lambda metrics, seconds: None)
+    take = staticmethod(lambda step: {"step": step, "split": "train"})
+    state = staticmethod(dict)
+
+
+def start():
+    parts: Any = {part: {"kernel": jnp.zeros(2)} for part in PARTS}
+    rng = jnp.zeros(2, jnp.uint32)
+    # Knobs may be infinite: a learning rate that nobody can mean.
+    return TrainState(
+        step=jnp.int32(0),
+        hyper={"rate": jnp.float32(jnp.inf)},
+        rng=rng,
+        guard=GuardState.fresh(),
+        **parts,
+    )
+
+
+def made(folder, engine, done, policy="stop"):
+    guard = GuardConfig(policy=policy)
+    return Loop(
+        engine=engine,
+        batches=lambda step: iter(range(step, 100)),
+        total=6,
+        every=Every(log=1, evaluate=2, save=3),
+        meter=Meter(),  # type: ignore[arg-type]
+        write=lambda record: None,
+        evaluate=lambda state, step: (
+            done.append(("evaluate", step)) or {"step": step, "split": "v"}
+        ),
+        save=lambda step, *_: done.append(("save", step)),
+        stop=Stop(),
+        recovery=Recovery(guard, RunFolder(folder), lambda: 3, lambda line: None, []),
+        seen=lambda step, batch: done.append(("seen", step, batch)),
+    )
+
+
+def test_the_order_is_draw_step_evaluate_save(tmp_path):
+    """Catches: a batch that is recorded late, an end without an evaluation and a checkpoint."""
+    done: list = []
+    state = made(tmp_path, Engine(), done).run(start())
+    assert int(state.step) == 6
+    assert [entry for entry in done if entry[0] != "seen"] == [
+        ("evaluate", 2),
+        ("save", 3),
+        ("evaluate", 4),
+        ("evaluate", 6),
+        ("save", 6),
+    ]
+    assert [entry for entry in done if entry[0] == "seen"] == [("seen", s + 1, s) for s in range(6)]
+    assert done.index(("save", 3)) < done.index(("seen", 4, 3))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_state_that_is_not_finite_is_neither_evaluated_nor_saved(tmp_path, part):
+    """Catches: a check of the parameters only, and one after the evaluation."""
+    done: list = []
+    with pytest.raises(Diverged) as ended:
+        made(tmp_path, Engine(4, part), done).run(start())
+    assert f"{part}/kernel is not finite at step 4" in str(ended.value)
+    assert "the last good checkpoint is step 3" in str(ended.value)
+    assert [entry for entry in done if entry[0] != "seen"] == [("evaluate", 2), ("save", 3)]
+
+
+def test_such_a_state_cannot_be_skipped_but_gone_back_from(tmp_path):
+    """Catches: a run that skips steps on a state that nothing can mend."""
+    with pytest.raises(Diverged, match="ema/kernel is not finite at step 4"):
+        made(tmp_path, Engine(4, "ema"), [], "skip").run(start())
+    with pytest.raises(Rewind) as back:
+        made(tmp_path, Engine(4, "ema"), [], "rewind").run(start())
+    assert (back.value.event["step"], back.value.event["batch"]) == (4, 3)
