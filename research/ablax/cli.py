@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:
         code = failure(error)
         if own_process and (together := sys.modules.get("ablax.distributed")):
-            together.leave(code)
+            together.leave(error, code)
         return ending(code, own_process)
 
 

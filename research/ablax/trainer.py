@@ -161,6 +161,10 @@ def planned(
       RequestError: for what does not fit the data, the devices or the disk.
     """
     fitted = hasattr(experiment.model, "fit")
+    if fitted and distributed.ranks().several:
+        raise RequestError(
+            f"a {type(experiment.model).__name__} is fitted by one process; start one, or set ABLAX_PROCESS_COUNT=1"
+        )
     work = Fitting(experiment, corpus) if fitted else Descent.plan(experiment, corpus)
     check_split(corpus, experiment.evaluation.split)
     work.check_files(folder, fresh, say)

@@ -82,6 +82,15 @@ def test_a_rank_with_another_configuration_ends_all(page, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_rank_without_its_devices_ends_all(page, tmp_path):
+    """Before the run begins. Catches: the other, which waits inside of JAX for this one's devices."""
+    with fleet(page, tmp_path / "run", 2, own={1: ["--platform=tpu"]}) as started:
+        for code, error in ends(started, 60):
+            assert code == 2, error
+            assert "--platform=tpu: this machine shows no such device" in error.splitlines()[-1]
+
+
+@pytest.mark.slow
 def test_a_refused_rank_ends_all(page, tmp_path):
     """A mistake that one rank alone finds, after the others have agreed with it. Catches: a timeout of minutes."""
     run = tmp_path / "run"

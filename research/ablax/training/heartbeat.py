@@ -20,7 +20,7 @@ import jax
 from ablax import distributed
 from ablax.config import RequestError, knob
 from ablax.data.lease import is_dead, machine
-from ablax.distributed import RankFailed, Ranks
+from ablax.ranks import LINGER_SECONDS, RankFailed, Ranks, code_of
 from ablax.training.phases import Phases
 
 LONG = ("start", "compile", "evaluate", "save")
@@ -175,7 +175,7 @@ class Heartbeat:
         elif word := self._ranks.take("beats/0"):
             self._note({0: word})
         if failure := self._ranks.failure():
-            self._finish(str(failure), distributed.code_of(failure))
+            self._finish(str(failure), code_of(failure))
         self._with_beat()
 
     def _note(self, words: Mapping[int, str]) -> None:
@@ -222,7 +222,7 @@ class Heartbeat:
             words.join(GRACE)
         leaving = threading.Thread(target=self._ranks.leave, daemon=True)
         leaving.start()
-        leaving.join(distributed.LINGER_SECONDS)
+        leaving.join(LINGER_SECONDS)
         for beat, _ in self._seen.values():
             _kill_frozen(beat)
         distributed.end(line, code)
@@ -265,6 +265,7 @@ def beating(
     if not ranks.several:
         yield
         return
+    ranks.begin()
     heart = Heartbeat(ranks, config, phases, last_words, with_beat)
     try:
         yield

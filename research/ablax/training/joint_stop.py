@@ -2,7 +2,7 @@
 
 import threading
 
-from ablax.distributed import Ranks
+from ablax.ranks import Ranks
 from ablax.training.signals import Stop
 
 

@@ -8,7 +8,7 @@ import jax
 
 from ablax import config as configuration
 from ablax.data.corpus import Corpus
-from ablax.distributed import Ranks
+from ablax.ranks import Ranks
 from ablax.run import RunFolder, provenance
 from ablax.training.heartbeat import beating
 from ablax.training.joint_stop import JointStop
