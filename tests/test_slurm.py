@@ -101,9 +101,8 @@ def test_a_preempted_job_is_queued_again_and_goes_on(slurm, page, ablax, tmp_pat
         call(slurm, "scancel", f"--signal={signal}", number)
         until(lambda: "queued again" in text(log), log)
         saved = int(re.search(r"saved at step (\d+)", text(log))[1])
-        # SLURM holds a requeued job back for a while; releasing it is what an operator may do.
-        until(lambda: "Restarts=1" in call(slurm, "scontrol", "show", "job", number), log)
-        until(lambda: waiting(slurm, number) or f"resuming at step {saved}" in text(log), log)
+        # SLURM holds a requeued job back for two minutes, in which its nodes may be cleaned.
+        until(lambda: {"Restarts=1", "JobState=PENDING"} <= shown(slurm, number), log)
         call(slurm, "scontrol", "update", f"JobId={number}", "StartTime=now")
         until(lambda: f"resuming at step {saved}" in text(log), log)
         until(lambda: steps(run) > saved, log)
@@ -117,8 +116,9 @@ def test_sbatch_takes_the_job_of_the_readme(slurm, tmp_path):
     call(slurm, "sbatch", "--test-only", tmp_path / "job.sh")
 
 
-def waiting(slurm, number):
-    return "JobState=PENDING" in call(slurm, "scontrol", "show", "job", number)
+def shown(slurm, number):
+    """What SLURM knows of a job, as NAME=VALUE."""
+    return set(call(slurm, "scontrol", "show", "job", number).split())
 
 
 def text(path):
