@@ -125,14 +125,21 @@ def events(workdir):
     return RunFolder(workdir).status()["refused"]
 
 
-def test_stop_names_the_step_and_keeps_nothing_of_it(documents, bad_step, tmp_path):
-    """Catches: an update that is applied before the host knows of its loss."""
+@pytest.fixture(scope="module")
+def stopped(documents, tmp_path_factory):
+    """A run that was stopped by the poison, and what it said."""
+    workdir = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Diverged) as ended:
-        train(experiment(documents), tmp_path)
-    assert f"loss is inf at step {bad_step} (deterministic)" in str(ended.value)
-    good = (bad_step - 1) // 6 * 6
-    assert f"the last good checkpoint is step {good}" in str(ended.value)
-    (event,) = events(tmp_path)
+        train(experiment(documents), workdir)
+    return workdir, str(ended.value)
+
+
+def test_stop_names_the_step_and_keeps_nothing_of_it(stopped, bad_step):
+    """Catches: an update that is applied before the host knows of its loss."""
+    workdir, said = stopped
+    assert f"loss is inf at step {bad_step} (deterministic)" in said
+    assert f"the last good checkpoint is step {(bad_step - 1) // 6 * 6}" in said
+    (event,) = events(workdir)
     assert (event["step"], event["batch"], event["action"]) == (bad_step, bad_step - 1, "stop")
 
 
@@ -208,11 +215,10 @@ def test_a_fault_that_does_not_come_again_is_transient(documents, tmp_path, monk
         train(experiment(documents), tmp_path / "stopped")
 
 
-def test_forensics_names_the_poisoned_document(documents, bad_step, tmp_path, capsys):
+def test_forensics_names_the_poisoned_document(stopped, bad_step):
     """Catches: a replay that is one step off, rows without their documents, a first place that is not the first."""
-    with pytest.raises(Diverged):
-        train(experiment(documents), tmp_path)
-    found = forensics(tmp_path, bad_step, extend=[Poisoned])
+    workdir, _ = stopped
+    found = forensics(workdir, bad_step, extend=[Poisoned])
     assert (found["step"], found["checkpoint"]) == (bad_step, 6)
     assert found["refused"] == "loss is inf"
     assert found["first_not_finite"] == "loss"
@@ -222,8 +228,8 @@ def test_forensics_names_the_poisoned_document(documents, bad_step, tmp_path, ca
     lines = [int(name.rpartition(":")[2]) - 1 for name in worst["documents"]]
     assert {7, 23} & set(lines)
     assert all(math.isfinite(row["loss"]) for row in others)
-    before = forensics(tmp_path, bad_step - 1, extend=[Poisoned])
-    record = [r for r in RunFolder(tmp_path).metrics() if r["split"] == "train"][bad_step - 2]
+    before = forensics(workdir, bad_step - 1, extend=[Poisoned])
+    record = [r for r in RunFolder(workdir).metrics() if r["split"] == "train"][bad_step - 2]
     assert before["loss"] == pytest.approx(
         record["loss"], rel=1e-6
     )  # float32 sums, divided in float64
@@ -232,7 +238,7 @@ def test_forensics_names_the_poisoned_document(documents, bad_step, tmp_path, ca
     assert parts**0.5 == pytest.approx(before["gradient_norm"], rel=1e-5)
     assert before["first_not_finite"] is None
     with pytest.raises(ablax.RequestError, match=f"step {bad_step} is refused before"):
-        forensics(tmp_path, bad_step + 1, extend=[Poisoned])
+        forensics(workdir, bad_step + 1, extend=[Poisoned])
 
 
 def test_forensics_finds_the_layer_whose_output_is_not_finite(documents, hand):
