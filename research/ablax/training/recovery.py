@@ -164,7 +164,7 @@ class Recovery:
         spent = policy != "stop" and again and used >= self.config.patience
         if policy == "stop" or spent:
             self.note({**event, "action": "stop"})
-            raise self.diverged(f"{why} at step {step} ({label})", again, spent)
+            raise self.diverged(event, spent)
         if not again:
             self.note({**event, "action": "repeat"})
         elif policy == "skip":
@@ -187,16 +187,17 @@ class Recovery:
         self.events.append(dict(event))
         self.folder.update(refused=self.events[-NOTED:])
 
-    def diverged(self, what: str, again: bool, spent: bool = False) -> Diverged:
+    def diverged(self, event: Mapping[str, Any], spent: bool) -> Diverged:
         """The error that says what happened, the last good checkpoint and what to do."""
-        good = self.last_good()
+        good, step = self.last_good(), event["step"]
+        what = f"{event['why']} at step {step} ({event['label']})"
         where = (
             f"the last good checkpoint is step {good}" if good else "no checkpoint was saved before"
         )
         remedy = (
-            "`ablax forensics` shows its documents and layers; lower optimizer.learning_rate, set training.clip_norm, "
-            "or choose training.guard.policy=skip or rewind"
-            if again
+            f"`ablax forensics --workdir={self.folder.path} --step={step}` shows its documents and layers; lower "
+            "optimizer.learning_rate, set training.clip_norm, or choose training.guard.policy=skip or rewind"
+            if event["label"] == "deterministic"
             else "it was good when repeated from the same state, so suspect the hardware; the same command goes on"
         )
         if spent:
