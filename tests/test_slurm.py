@@ -101,9 +101,9 @@ def test_a_preempted_job_is_queued_again_and_goes_on(slurm, page, ablax, tmp_pat
         call(slurm, "scancel", f"--signal={signal}", number)
         until(lambda: "queued again" in text(log), log)
         saved = int(re.search(r"saved at step (\d+)", text(log))[1])
-        # SLURM holds a requeued job back for two minutes, in which its nodes may be cleaned.
+        # SLURM holds a requeued job back for two minutes, and its credential for a moment.
         until(lambda: {"Restarts=1", "JobState=PENDING"} <= shown(slurm, number), log)
-        call(slurm, "scontrol", "update", f"JobId={number}", "StartTime=now")
+        call(slurm, "scontrol", "update", f"JobId={number}", "StartTime=now+3")
         until(lambda: f"resuming at step {saved}" in text(log), log)
         until(lambda: steps(run) > saved, log)
     finally:

@@ -51,6 +51,7 @@ def start(cluster: Cluster | None, silence: float, seconds: float = START_SECOND
     if cluster is None:
         return
     _reach(cluster, seconds)
+    _keep_stdout_clean()
     # JAX would take SIGTERM for itself; the run handles it.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -116,6 +117,15 @@ def _reach(cluster: Cluster, seconds: float) -> None:
         f"process {cluster.process_id} of {cluster.process_count} ({cluster.launcher}) cannot reach process 0 at "
         f"{cluster.coordinator} after {seconds:.0f} s ({why}); check that it was started, {COORDINATOR} and firewalls"
     )
+
+
+def _keep_stdout_clean() -> None:
+    """Results go to stdout, but gloo greets there too: what the C half of the process prints goes to stderr."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is closed, or is no file
+        sys.stdout.flush()
+        own = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def _delay_abort() -> None:
