@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ablax
+from ablax.config import knob
 from ablax.data.corpus import open_corpus
 from ablax.experiment import base
 from ablax.forensics import activation_not_finite, forensics
@@ -19,10 +20,17 @@ from ablax.objectives.causal import CausalConfig
 from ablax.run import RunFolder
 from ablax.training import session
 from ablax.training.checkpoints import Checkpoints
-from ablax.training.guard import released
+from ablax.training.guard import GuardConfig, released
 from ablax.training.ledger import hash_rows, read_ledger
 from ablax.training.parallel import MeshEngine
-from ablax.training.recovery import Diverged, left_out_from, position
+from ablax.training.recovery import (
+    NOTHING,
+    Diverged,
+    Recovery,
+    Rewind,
+    left_out_from,
+    position,
+)
 from ablax.training.state import without_hyper
 
 STEPS, POISON = 18, "\x07"
@@ -30,12 +38,15 @@ STEPS, POISON = 18, "\x07"
 
 @dataclasses.dataclass(frozen=True)
 class Poisoned(CausalConfig):
-    """Predicting the poison costs infinitely much."""
+    """Predicting the poison costs infinitely much, or `times` as much as anything else."""
+
+    times: float = knob(0.0, "0: infinitely much.")
 
     def transform(self, row, rng, vocabulary):
         batch = super().transform(row, rng, vocabulary)
         bad = batch["targets"] == 2 + ord(POISON)  # behind <bos> and <eos>
-        return {**batch, "loss_weights": np.where(bad, np.inf, batch["loss_weights"]).astype("f4")}
+        weights = np.where(bad, self.times or np.inf, batch["loss_weights"])
+        return {**batch, "loss_weights": weights.astype(np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +170,42 @@ def test_skip_goes_on_without_the_step(documents, hand, bad_step, tmp_path):
     assert evaluated == [16, 18]
 
 
-def test_patience_ends_a_run_that_skips_on_and_on(documents, bad_step, tmp_path):
-    made = experiment(documents, training__guard__policy="skip", training__guard__patience=0)
-    with pytest.raises(Diverged, match=f"step {bad_step} .* after training.guard.patience=0"):
-        train(made, tmp_path)
+def test_a_spike_is_skipped_and_found_again(documents, bad_step, tmp_path):
+    """Catches: statistics that a checkpoint does not keep, so that the step made again is no spike."""
+    options = {"policy": "skip", "spike": 8.0, "window": 4}
+    changes = {f"training__guard__{name}": value for name, value in options.items()}
+    train(experiment(documents, objective__times=1e4, training__steps=10, **changes), tmp_path)
+    (event,) = events(tmp_path)
+    assert (event["step"], event["action"]) == (bad_step, "skip")
+    found = forensics(tmp_path, bad_step, extend=[Poisoned])
+    assert found["refused"] == event["why"]
+    assert "is a spike" in found["refused"]
+    assert found["first_not_finite"] is None
+
+
+def decided(folder, policy, steps, **kept):
+    """How many of the refusals of these steps a patience of 2 stands, and the recovery after them."""
+    guard = GuardConfig(policy=policy, patience=2)
+    recovery = Recovery(guard, RunFolder(folder), lambda: None, lambda line: None, [])
+    recovery.restore({**NOTHING, **kept}, 0)
+    for count, step in enumerate(steps):
+        try:
+            recovery.decide(step, "loss is nan", again=True)
+        except Diverged as ended:
+            return count if "training.guard.patience=2" in str(ended) else -1, recovery
+        except Rewind as back:
+            recovery.rewound(back.event, to=step - 1)
+    return len(steps), recovery
+
+
+def test_patience_ends_a_run_that_skips_on_and_on(tmp_path):
+    """Catches: steps counted that are not in a row, and a count that a resume forgets."""
+    assert decided(tmp_path, "skip", [4, 5, 6])[0] == 2
+    stood, recovery = decided(tmp_path, "skip", [4, 5, 8, 9])
+    assert (stood, recovery.state()["row"]) == (4, 2)
+    assert decided(tmp_path, "skip", [10], **recovery.state())[0] == 0
+    assert decided(tmp_path, "rewind", [4, 8, 9])[0] == 2
+    assert decided(tmp_path, "rewind", [9], left_out=[[1, 2], [5, 8]])[0] == 0
 
 
 def test_rewind_leaves_out_the_batches_since_the_checkpoint(documents, hand, bad_step, tmp_path):
