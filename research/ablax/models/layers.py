@@ -45,10 +45,58 @@ def make_norm(
     return NORMS[kind](epsilon=epsilon, dtype=jnp.dtype(dtype), name=name, **extra)
 
 
+@jax.custom_vjp
+def _product(x: Array, kernel: Array) -> Array:
+    return x @ kernel.astype(x.dtype)
+
+
+def _product_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    d_kernel = jax.lax.dot_general(
+        x, dy, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype
+    )
+    return dy @ kernel.T.astype(dy.dtype), d_kernel
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+class NarrowLinear(nn.Module):
+    """`nn.Dense` in bfloat16 whose kernel and bias get gradients that were summed, and stay, in float32.
+
+    Those of `nn.Dense` pass through the casts of its parameters: they are sums over all tokens, rounded to bfloat16,
+    and of the bias even added in it.
+    """
+
+    features: int
+    use_bias: bool
+    std: float | Array
+
+    @nn.compact
+    @typed
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows F"]:
+        """x times the kernel, plus the bias, in bfloat16."""
+        init = nn.initializers.normal(self.std)
+        y = _product(
+            x.astype(jnp.bfloat16), self.param("kernel", init, (x.shape[-1], self.features))
+        )
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            y = (y.astype(bias.dtype) + jnp.broadcast_to(bias, y.shape)).astype(y.dtype)
+        return y
+
+
 def make_linear(
     features: int, bias: bool, dtype: str, std: float | Array, name: str | None = None
-) -> nn.Dense:
+) -> nn.Module:
     """A matrix product, kernel [in, out] initialised with normal(std), which may be traced."""
+    if dtype == "bfloat16":
+        return NarrowLinear(features, bias, std, name=name)
     return nn.Dense(
         features,
         use_bias=bias,
