@@ -69,6 +69,13 @@ def test_recomputation_costs_operations_and_saves_memory():
     assert inspection.memory(*full)["activations"] < inspection.memory(*plain)["activations"]
 
 
+def test_a_loss_in_chunks_saves_the_logits():
+    """Catches: an estimate that cannot show what the knob is for."""
+    whole, chunked = (parts(tiny(**{"training.loss_chunk": n})) for n in (None, 4))
+    saved = inspection.memory(*whole)["activations"] - inspection.memory(*chunked)["activations"]
+    assert saved > 4 * 32 * 300 * 4  # float32 logits [B T V]
+
+
 def test_accumulation_divides_the_activations():
     """Catches: the knob that an out-of-memory message recommends not showing in the estimate."""
     whole, split = (parts(tiny(**{"training.accumulation": k})) for k in (1, 4))
