@@ -66,15 +66,15 @@ class Checkpoints:
         self._saving: tuple[int, int] | None = None
         if writer:
             self.folder.mkdir(parents=True, exist_ok=True)
-            disk.remove_unfinished(self.folder)
-        options = ocp.CheckpointManagerOptions(
+            self._clean()
+        self._options = ocp.CheckpointManagerOptions(
             preservation_policy=Keep(keep, self.best_step),
             step_name_format=STEP_FOLDERS,
             enable_async_checkpointing=asynchronous,
             create=False,
             save_root_metadata=False,
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._manager = ocp.CheckpointManager(self.folder, options=self._options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -104,6 +104,7 @@ class Checkpoints:
           SaveError: if this save, or the one before it, did not become durable.
         """
         self.wait()
+        self._clean()
         leaves = leaves_of(state)
         contents = {"cursor": dict(cursor), "config": dict(config), "scores": dict(scores or {})}
         self._saving = step, disk.size_of(state)
@@ -138,6 +139,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            self._clean()
 
     def all_steps(self) -> list[int]:
         """The durable steps, oldest first."""
@@ -241,9 +243,17 @@ class Checkpoints:
         step, needed = self._saving or (0, 0)
         self._saving = None
         self._scores.pop(step, None)
-        disk.remove_unfinished(self.folder)
-        self._manager.reload()
+        # The manager would raise the same error again at later saves, although the disk has room then.
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        self._clean()
+        self._manager = ocp.CheckpointManager(self.folder, options=self._options)
         return disk.failed_save(self.folder, step, error, needed, self.latest_step())
+
+    def _clean(self) -> None:
+        """Orbax's threads may make a folder even after their save has failed, so this is done more than once."""
+        if self._writer:
+            disk.remove_unfinished(self.folder)
 
     def _quarantine(self, step: int) -> None:
         if not self._writer:
