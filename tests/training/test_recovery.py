@@ -306,5 +306,6 @@ def test_rewinds_after_a_checkpoint_count_when_it_is_restored():
         {"action": "rewind", "to": 8, "left_out": [16, 20]},
     ]
     assert left_out_from([], noted, 4) == [[4, 9], [9, 12]]
+    assert left_out_from([[2, 3]], noted, 4) == [[2, 3]]  # those were of another way to step 4
     assert left_out_from([[4, 9], [9, 12]], noted, 8) == [[4, 9], [9, 12], [16, 20]]
     assert [position(s, [[4, 9], [9, 12], [16, 20]]) for s in (3, 4, 7, 8)] == [3, 12, 15, 20]
