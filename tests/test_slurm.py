@@ -132,7 +132,7 @@ def steps(run):
 
 
 def until(ready, log):
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 60
     while not ready():
         assert time.monotonic() < deadline, text(log)
         time.sleep(0.2)
