@@ -19,6 +19,7 @@ from ablax.training.meter import Meter
 from ablax.training.parallel import MeshEngine
 from ablax.training.recovery import Recovery
 from ablax.training.signals import Stop
+from ablax.training.speed import Speed
 from ablax.training.writers import open_writers
 
 PREMADE = 16  # batches that the bare steps take turns with
@@ -103,7 +104,7 @@ class Ours:
             batches=lambda _: self.batches,
             total=int(self.state.step) + count,
             every=Every(log=self.experiment.writers.every, evaluate=0, save=0),
-            meter=Meter(self.loader.tokens_per_step),
+            meter=Meter(Speed(self.loader.tokens_per_step)),
             write=lambda record: record["split"] == "train" and self.writers.write(record),
             evaluate=lambda _, step: {"step": step, "split": "validation"},
             save=lambda *_: None,
