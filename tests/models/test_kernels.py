@@ -1,4 +1,4 @@
-"""Every kernel equals the reference, gradients, windows and packed segments included; what it cannot do is refused."""
+"""Every kernel equals the reference, gradients, windows and packed segments included."""
 
 import dataclasses
 import functools
@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ablax.config import RequestError, static, traced
+from ablax.config import static, traced
 from ablax.models.attention import DENSE, DotProductAttention, Rule
-from ablax.models.kernels import KERNELS, Task, attend, choose, splash_attention
-from ablax.models.positions import AlibiPositions
-from ablax.models.transformer import DecoderConfig, EncoderConfig
+from ablax.models.kernels import KERNELS, attend, splash_attention
+from ablax.models.transformer import DecoderConfig
 
 B, T, N, K, H = 2, 6, 4, 2, 8
 PACKED = jnp.asarray([[1, 1, 1, 1, 1, 1], [1, 1, 2, 2, 2, 0]])
@@ -122,46 +121,3 @@ def test_a_model_with_a_kernel_that_reads_the_rule_makes_no_mask():
     for name in ("reference", "splash"):
         assert (f"bool[{B},1,{T},{T}]" in program(name)) == (name == "reference")
         assert ("pallas_call" in program(name)) == (name == "splash")
-
-
-TASK = Task("gpu", "bfloat16", 64, True, (DENSE,), False, False, True, False)
-
-
-@pytest.mark.parametrize(
-    ("changes", "name", "why"),
-    [
-        ({}, "cudnn_rows", "the fastest on a gpu"),
-        ({"whole_rows": False}, "cudnn", "not cudnn_rows: it reads no segments"),
-        ({"causal": False, "windows": (8,)}, "cudnn", "looks both ways"),
-        ({"dtype": "float32"}, "reference", "needs dtype=bfloat16"),
-        ({"head_width": 20}, "reference", "this is 20"),
-        ({"dropout": True}, "reference", "attention_dropout"),
-        ({"bias": True}, "reference", "bias of positions"),
-        ({"split": True}, "reference", "parallel.sequence"),
-        ({"platform": "tpu", "whole_rows": False}, "splash", "the fastest on a tpu"),
-        ({"platform": "tpu", "dropout": True}, "reference", "not splash: it never forms"),
-        ({"platform": "cpu"}, "reference", "nothing faster is known on a cpu"),
-    ],
-)
-def test_auto_takes_the_fastest_that_can_and_says_why(changes, name, why):
-    """Catches: a kernel that `auto` would use beyond what it can do."""
-    choice = choose("auto", DotProductAttention(), TASK._replace(**changes))
-    assert choice.name == name
-    assert why in choice.why
-
-
-def test_a_kernel_that_cannot_is_refused_in_one_line():
-    """Catches: an explicit wish that silently becomes the reference."""
-    with pytest.raises(RequestError, match=r"attention_kernel=splash cannot be used: .* a gpu"):
-        choose("splash", DotProductAttention(), TASK)
-    with pytest.raises(RequestError, match=r"attention_kernel=cudnn .*softcap"):
-        choose("cudnn", DotProductAttention(softcap=1.0), TASK)
-    with pytest.raises(RequestError, match="did you mean 'cudnn'"):
-        DecoderConfig(attention_kernel="cuddn")
-
-
-def test_a_model_states_its_task():
-    """Catches: a bias or dropout of the model that the choice of a kernel does not know of."""
-    task = EncoderConfig(positions=AlibiPositions(), attention_dropout=0.1).task("cpu", True, False)
-    assert (task.bias, task.dropout, task.causal, task.head_width) == (True, True, False, 64)
-    assert not DecoderConfig().task("cpu", True, False).bias

@@ -8,7 +8,7 @@ from flax import struct
 
 from ablax.models.attention import Rule, window_mask
 from ablax.models.cache import write_layer
-from ablax.models.kernels import attend
+from ablax.models.kernels import attend, kernel_of
 from ablax.models.layers import FeedForward, dropout, make_linear, make_norm
 from ablax.models.positions import Rotation, rotate
 from ablax.placement import constrain
@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
 
     def _attend(self, query, key, value, cached: bool, layer: Layer, context: Context) -> Array:
         config, rule, hook = self.config, context.rule, self._hook(context)
-        kernel = None if cached or hook else config.kernel(context.train)
+        kernel = None if cached or hook else kernel_of(config, context.train)
         if kernel is not None and not self.is_initializing():
             windows = config.windows, layer.window
             return attend(kernel, config.attention, query, key, value, rule, context.bias, *windows)

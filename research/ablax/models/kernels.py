@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ablax import placement
-from ablax.config import RequestError
+from ablax.config import RequestError, suggest
 from ablax.models.attention import DENSE, DotProductAttention, Rule
 from ablax.shapes import Array
 
@@ -190,13 +190,31 @@ KERNELS: Mapping[str, Kernel] = {
 }
 """Of the core `dot_product`."""
 
-FASTEST: Mapping[str, tuple[str, ...]] = {"gpu": ("cudnn_rows", "cudnn"), "tpu": ("splash",)}
-"""What `auto` tries, by platform, the fastest first; on a CPU the reference is the fastest (docs/LOG.md)."""
-
 
 def kernels_of(core: Any) -> Mapping[str, Kernel]:
     """The kernels of a core, by name; none for a core of a user's own that does not offer any."""
     return KERNELS if type(core) is DotProductAttention else getattr(type(core), "KERNELS", {})
+
+
+def check_name(name: str, core: Any) -> None:
+    """Refuses a kernel that a core does not have.
+
+    Raises:
+      RequestError: naming those that it has.
+    """
+    known = ("auto", REFERENCE, *kernels_of(core))
+    if name not in known:
+        raise RequestError(
+            f"attention_kernel={name} is none of {type(core).__name__}'s: {', '.join(known)}{suggest(name, known)}"
+        )
+
+
+def kernel_of(config: Any, train: bool) -> Kernel | None:
+    """The kernel of a Transformer's pass over whole rows; None is the core, which `auto` means until a run chooses."""
+    if config.attention_kernel in ("auto", REFERENCE):
+        return None
+    kernel = kernels_of(config.attention)[config.attention_kernel]
+    return kernel if train or not kernel.whole_rows else None
 
 
 def attend(
@@ -228,37 +246,3 @@ def attend(
         index = jnp.searchsorted(jnp.asarray(sizes), window)
         output = jax.lax.switch(index, [functools.partial(within, size) for size in sizes])
     return jnp.where((rule.query_segments != 0)[..., None, None], output, 0)
-
-
-class Choice(NamedTuple):
-    """A kernel's name, and why it is used."""
-
-    name: str
-    why: str
-
-
-def choose(wanted: str, core: Any, task: Task) -> Choice:
-    """The kernel that a run uses.
-
-    Args:
-      wanted: a kernel's name, `reference` or `auto`.
-
-    Raises:
-      RequestError: if the kernel that was asked for cannot do the task.
-    """
-    table = kernels_of(core)
-    if wanted == REFERENCE:
-        return Choice(REFERENCE, "asked for")
-    if wanted != "auto":
-        if why := table[wanted].refusal(core, task):
-            raise RequestError(
-                f"model.attention_kernel={wanted} cannot be used: {why}; set it to auto or reference"
-            )
-        return Choice(wanted, "asked for")
-    refused = []
-    for name in (name for name in FASTEST.get(task.platform, ()) if name in table):
-        why = table[name].refusal(core, task)
-        if why is None:
-            return Choice(name, "; ".join([f"the fastest on a {task.platform} that can", *refused]))
-        refused.append(f"not {name}: {why}")
-    return Choice(REFERENCE, "; ".join(refused) or f"nothing faster is known on a {task.platform}")

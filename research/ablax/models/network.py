@@ -14,6 +14,7 @@ from ablax.models.attention import DENSE, Rule
 from ablax.models.block import INIT_STD, Block, Context, Layer
 from ablax.models.cache import KeyValueCache
 from ablax.models.heads import VocabularyHead
+from ablax.models.kernels import kernel_of
 from ablax.models.layers import Table, dropout, lookup, make_norm
 from ablax.shapes import Array, Float, Int, typed
 
@@ -146,7 +147,7 @@ class Transformer(nn.Module):
         elif windows[0] != DENSE:
             window = windows[0]
         rule = Rule(positions, keys, segment_ids, key_segments, config.CAUSAL, window)
-        needs_mask = cache is not None or config.kernel(train) is None
+        needs_mask = cache is not None or kernel_of(config, train) is None
         context = Context(
             hyper=hyper,
             rule=rule,

@@ -3,12 +3,12 @@
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from ablax.config import RequestError, cross_check, family, knob, suggest
+from ablax.config import RequestError, cross_check, family, knob
 from ablax.models.attention import ATTENTION, DENSE
-from ablax.models.kernels import REFERENCE, Kernel, Task, kernels_of
+from ablax.models.kernels import check_name
 from ablax.models.layers import GATED, Activation
 from ablax.models.network import Transformer
-from ablax.models.positions import POSITIONS, Positions, Sizes
+from ablax.models.positions import POSITIONS, Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,12 +123,7 @@ class TransformerConfig:
             raise RequestError(
                 f"attention_pattern={self.attention_pattern} must name windows in tokens, 0 for dense: 0 or 0,128"
             )
-        known = ("auto", REFERENCE, *kernels_of(self.attention))
-        if self.attention_kernel not in known:
-            raise RequestError(
-                f"attention_kernel={self.attention_kernel} is none of {type(self.attention).__name__}'s: "
-                f"{', '.join(known)}{suggest(self.attention_kernel, known)}"
-            )
+        check_name(self.attention_kernel, self.attention)
         if self.unroll < 0 or self.num_token_types < 0:
             raise RequestError("unroll and num_token_types must be 0 or more")
         if self.norm_epsilon <= 0 or self.init_scale <= 0:
@@ -181,28 +176,6 @@ class TransformerConfig:
         """
         self.positions.build(self.sizes(max_length))
         return Transformer(self, vocab_size, max_length)
-
-    def kernel(self, train: bool) -> Kernel | None:
-        """The kernel of a pass over whole rows; None is the core itself, which `auto` means until a run chooses."""
-        if self.attention_kernel in ("auto", REFERENCE):
-            return None
-        kernel = kernels_of(self.attention)[self.attention_kernel]
-        return kernel if train or not kernel.whole_rows else None
-
-    def task(self, platform: str, whole_rows: bool, split: bool) -> Task:
-        """What a kernel would have to do in training; see `Task`."""
-        positions: Any = self.positions.build(self.sizes(2))
-        return Task(
-            platform=platform,
-            dtype=self.dtype,
-            head_width=self.width_per_head,
-            causal=self.CAUSAL,
-            windows=self.windows,
-            bias=type(positions).bias is not Positions.bias,
-            dropout=self.attention_dropout != 0,
-            whole_rows=whole_rows,
-            split=split,
-        )
 
     def sizes(self, max_length: int) -> Sizes:
         """What position schemes may need to know."""

@@ -51,14 +51,15 @@ class Forward:
           capacity: no row has more positions with a loss weight than this; the head computes only as many. None = T.
         """
         length = batch["tokens"].shape[1]
-        gathered = capacity is not None and capacity < length and splits(self.module)
-        if not gathered and self.chunk is None:
+        if capacity is not None and (capacity >= length or not splits(self.module)):
+            capacity = None
+        if capacity is None and self.chunk is None:
             logits, carry = self(batch)
             return score(logits, batch), carry
         features, carry = self._apply(batch, "features")
         shape = batch["tokens"].shape
         part = {name: rows for name, rows in batch.items() if rows.shape[:2] == shape}
-        if gathered:
+        if capacity is not None:
             features, part = _counted((features, part), part["loss_weights"], capacity)
         if self.chunk is None:
             return score(self._logits(features), part), carry

@@ -10,7 +10,8 @@ import numpy as np
 
 from ablax.config import RequestError
 from ablax.data.corpus import Corpus
-from ablax.models.kernels import REFERENCE, Choice, choose
+from ablax.models.kernel_choice import Choice, choose, task_of
+from ablax.models.kernels import REFERENCE, kernel_of
 from ablax.models.transformer import TransformerConfig
 from ablax.objectives.batch import vocabulary_of
 from ablax.training.manifest import leaves_of
@@ -37,7 +38,7 @@ def with_kernel(experiment: Any, platform: str) -> tuple[Any, Choice | None]:
     if not isinstance(model, TransformerConfig):
         return experiment, None
     split = experiment.parallel.sequence != 1
-    task = model.task(platform, experiment.data.layout != "packed", split)
+    task = task_of(model, platform, experiment.data.layout != "packed", split)
     choice = choose(model.attention_kernel, model.attention, task)
     model = dataclasses.replace(model, attention_kernel=choice.name)
     return dataclasses.replace(experiment, model=model), choice
@@ -89,7 +90,7 @@ def check_kernel(program: Program, params: Any, hyper: Mapping[str, Any], batch:
       RequestError: naming the kernel, the parameter and the difference, or what kept the kernel from running.
     """
     config = program.module.config
-    kernel = config.kernel(True)
+    kernel = kernel_of(config, True)
     if kernel is None:
         return
     name, dtype = config.attention_kernel, config.dtype

@@ -13,7 +13,8 @@ from ablax.data.corpus import Corpus
 from ablax.data.loader import Loader
 from ablax.distributed import ranks
 from ablax.evaluation.scoring import check_context
-from ablax.models.kernels import REFERENCE, Choice
+from ablax.models.kernel_choice import Choice
+from ablax.models.kernels import REFERENCE
 from ablax.run import Preempted, RunFolder, now
 from ablax.training import session
 from ablax.training.canary import check_kernel, first_rows, with_kernel
