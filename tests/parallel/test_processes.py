@@ -1,12 +1,14 @@
 """Several real processes of one run: they agree, compute what one process computes, and end together."""
 
 import json
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
 
+from ablax.training.ledger import read_ledger
 from parallel.fleet import ends, fleet, write_page
 
 
@@ -32,20 +34,36 @@ def assert_same(found, expected):
         np.testing.assert_allclose(*values, rtol=2e-6, err_msg=key)
 
 
-def test_two_processes_resume_one_and_compute_the_same(page, tmp_path):
-    """One process makes three steps on two devices, two processes the other three, one device each.
+@pytest.fixture(scope="module")
+def whole(page, tmp_path_factory):
+    """Six steps of one process on two devices: folder and records."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, trained(page, folder, 1, 2)
 
-    Catches: two processes that read the same rows, or rows in another order; two that write metrics; a checkpoint
-    of one shape that another cannot read.
-    """
-    whole = trained(page, tmp_path / "whole", 1, 2)
-    trained(page, tmp_path / "parts", 1, 2, "--config.training.steps=3")
-    parts = trained(page, tmp_path / "parts", 2, 1)
-    assert_same(parts, whole)
-    ledgers = [
-        sorted(p.name for p in (tmp_path / n / "ledger").iterdir()) for n in ("whole", "parts")
-    ]
-    assert ledgers == [["0.bin", "documents.bin"], ["0.bin", "1.bin", "documents.bin"]]
+
+@pytest.fixture(scope="module")
+def resumed(page, tmp_path_factory, whole):
+    """The same run, killed after step 3, and gone on with by two processes of one device each."""
+    folder = tmp_path_factory.mktemp("resumed") / "run"
+    shutil.copytree(whole[0], folder)
+    shutil.rmtree(folder / "checkpoints" / "6")
+    status = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(status | {"status": "running", "step": 3}))
+    return folder, trained(page, folder, 2, 1)
+
+
+def test_two_processes_go_on_with_the_run_of_one(whole, resumed):
+    """Catches: two processes that read the same rows, or rows in another order; a checkpoint of one shape that another
+    cannot read; an evaluation of a part."""
+    assert_same(resumed[1], whole[1])
+
+
+def test_one_process_writes(whole, resumed):
+    """But for the ledger, of which each has its part: together they tell of the same batches."""
+    assert len(resumed[1]) == len(whole[1])  # two that write metrics make twice as many
+    parts = sorted(path.name for path in (resumed[0] / "ledger").glob("[0-9]*"))
+    assert parts == ["0.bin", "1.bin"]
+    assert read_ledger(resumed[0]).digest() == read_ledger(whole[0]).digest()
 
 
 @pytest.mark.slow
