@@ -3,9 +3,10 @@
 import os
 import sys
 
+from compiling import FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests run programs once: compiling them well would take longer than it saves.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")

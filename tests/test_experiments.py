@@ -8,7 +8,7 @@ import jax
 import pytest
 
 import ablax
-from ablax import inspection
+from ablax import costs, inspection
 from ablax.experiment import read_experiment
 from ablax.sweeps.cells import cells_of
 
@@ -67,11 +67,9 @@ def test_every_size_is_resolved_and_traced(path, size):
     vocabulary = COUNTED.get(type(tokenizer).__name__) or tokenizer.vocab_size
     program = inspection.program_of(experiment, vocabulary, EPOCH)
     state = inspection.session.abstract_state(program, experiment)
-    loss = jax.eval_shape(
-        lambda s, b: inspection._loss(program, s.params, s, b), state, program.spec
-    )
+    loss = jax.eval_shape(lambda s, b: costs.loss_of(program, s.params, s, b), state, program.spec)
     assert (loss.shape, loss.dtype) == ((), "float32")
-    total = inspection.parameters(program, state)["total"]
+    total = inspection.parameters(state)["total"]
     assert total > 0
     if (path.stem, size) in PUBLISHED:
         # The papers count with or without positions and round; ours must be the model they name.

@@ -8,7 +8,7 @@ import time
 import jax
 import pytest
 
-from ablax import cli, inspection
+from ablax import cli, costs, inspection
 from ablax.experiment import base, resolve
 from ablax.models.flops import forward_flops_per_token
 from ablax.training import session
@@ -43,7 +43,7 @@ def test_parameters_are_those_that_training_starts_with():
     """Catches: counting the stacked layers once."""
     program, state = parts(tiny())
     real = jax.jit(program.init)(session.root_key(0), session.hyper_of(tiny()))
-    found = inspection.parameters(program, state)
+    found = inspection.parameters(state)
     assert found["total"] == sum(leaf.size for leaf in jax.tree.leaves(real.params))
     assert sum(math.prod(row["shape"]) for row in found["table"].values()) == found["total"]
 
@@ -52,7 +52,7 @@ def test_parameters_are_those_that_training_starts_with():
 def test_flops_agree_with_the_closed_form(changes):
     """Catches: a scan's body counted once instead of L times; a factor 2."""
     experiment = tiny(**changes)
-    found = inspection.flops(*parts(experiment))
+    found = costs.flops(*parts(experiment))
     closed = forward_flops_per_token(experiment.model, 300, 32)
     assert found["forward_per_token"] == pytest.approx(closed, rel=1e-6)
     # Each product has two more in its gradient; that of the first layer's input is needed for the embedding.
@@ -62,11 +62,8 @@ def test_flops_agree_with_the_closed_form(changes):
 def test_recomputation_costs_operations_and_saves_memory():
     """Catches: a memory estimate that cannot see rematerialisation."""
     plain, full = (parts(tiny(**{"model.remat": kind})) for kind in ("none", "full"))
-    assert (
-        inspection.flops(*full)["training_per_token"]
-        > inspection.flops(*plain)["training_per_token"]
-    )
-    assert inspection.memory(*full)["activations"] < inspection.memory(*plain)["activations"]
+    assert costs.flops(*full)["training_per_token"] > costs.flops(*plain)["training_per_token"]
+    assert costs.memory(*full)["activations"] < costs.memory(*plain)["activations"]
 
 
 def test_a_loss_in_chunks_saves_the_logits():
@@ -79,7 +76,7 @@ def test_a_loss_in_chunks_saves_the_logits():
 def test_accumulation_divides_the_activations():
     """Catches: the knob that an out-of-memory message recommends not showing in the estimate."""
     whole, split = (parts(tiny(**{"training.accumulation": k})) for k in (1, 4))
-    ratio = inspection.memory(*whole)["activations"] / inspection.memory(*split)["activations"]
+    ratio = costs.memory(*whole)["activations"] / costs.memory(*split)["activations"]
     assert 3.5 < ratio < 4.5
 
 

@@ -36,7 +36,6 @@ def slurm(tmp_path_factory):
             **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
             "SLURM_CONF": str(folder / "slurm.conf"),
             "PYTHONPATH": os.pathsep.join(sys.path),
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "JAX_PLATFORMS": "cpu",
             "ABLAX_MALLOC": "0",
         }

@@ -5,19 +5,20 @@ Everything but `batches` is traced abstractly (`jax.eval_shape`), so the largest
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from ablax.config import Duration, flatten, walk
+from ablax.costs import flops, memory, micro_batch
 from ablax.data.corpus import Corpus, open_corpus
 from ablax.experiment import Experiment
 from ablax.trainer import specials_of
 from ablax.training import session
 from ablax.training.masks import parameter_path
-from ablax.training.parallel import spec_of
+from ablax.training.sharding import RULES, Rules, partition
 from ablax.training.step import Program
 
 
@@ -51,6 +52,11 @@ def program_of(experiment: Experiment, vocab_size: int, per_epoch: float | None)
     return session.build_program(experiment, vocab_size, clock)
 
 
+def steps_per_epoch(experiment: Experiment, corpus: Corpus | None) -> float | None:
+    """Steps that read as many rows as the training split has; None without data."""
+    return corpus and session.training_loader(experiment, corpus).steps_per_epoch
+
+
 def needs_data(experiment: Experiment) -> bool:
     """Whether only the opened data can tell a length of training or the size of the vocabulary."""
     lengths = [value for _, _, value, _ in walk(experiment) if isinstance(value, Duration)]
@@ -59,107 +65,26 @@ def needs_data(experiment: Experiment) -> bool:
     return epochs or not isinstance(stated, int)
 
 
-def _bytes(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def parameters(program: Program, state: Any) -> dict[str, Any]:
-    """Number of parameters, in total and by module; each one's shape and partition."""
+def parameters(
+    state: Any, sizes: Mapping[str, int] | None = None, rules: Rules = RULES
+) -> dict[str, Any]:
+    """Number of parameters, in total and by module; each one's shape, and its partition over a mesh of these sizes."""
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
     table, by_module = {}, {}
     for path, leaf in leaves:
         name = parameter_path(path)
-        table[name] = {"shape": list(leaf.shape), "partition": str(spec_of(name))}
+        table[name] = {
+            "shape": list(leaf.shape),
+            "partition": shown(partition(name, leaf.shape, sizes or {}, rules)),
+        }
         head = name.split("/")[0]
         by_module[head] = by_module.get(head, 0) + math.prod(leaf.shape)
     return {"total": sum(by_module.values()), "by_module": by_module, "table": table}
 
 
-def _micro(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
-    """The batch that is on the devices at once: a micro-batch."""
-    parts = program.config.accumulation
-    return {
-        name: jax.ShapeDtypeStruct((spec.shape[0] // parts, *spec.shape[1:]), spec.dtype)
-        for name, spec in program.spec.items()
-    }
-
-
-def _loss(program: Program, params: Any, state: Any, batch: Any) -> Any:
-    key = jax.random.wrap_key_data(state.rng, impl="threefry2x32")
-    rows = batch["tokens"].shape[0]
-    carry = jax.tree.map(lambda leaf: leaf[:rows], state.carry)
-    apply = program.forward(params, state.hyper, carry, key)
-    return program.objective.loss(apply, batch, state.hyper.get("objective", {}))[0].total
-
-
-def flops(program: Program, state: Any) -> dict[str, float]:
-    """Floating-point operations of all matrix products per token; a multiplication and an addition are two.
-
-    Returns:
-      `forward_per_token`; `training_per_token` of the loss and its gradient as they are executed, recomputation
-      included.
-    """
-    batch = _micro(program)
-    tokens = math.prod(batch["tokens"].shape)
-
-    def loss(params, state, batch):
-        return _loss(program, params, state, batch)
-
-    forward = jax.make_jaxpr(loss)(state.params, state, batch)
-    training = jax.make_jaxpr(jax.grad(loss))(state.params, state, batch)
-    return {
-        "forward_per_token": product_flops(forward.jaxpr) / tokens,
-        "training_per_token": product_flops(training.jaxpr) / tokens,
-    }
-
-
-def product_flops(jaxpr: Any) -> float:
-    """Operations of the matrix products of a jaxpr; a scan's body counts once per turn, of branches the largest."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            inner = math.prod(shape[axis] for axis in contracted)
-            total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
-            continue
-        inside = [product_flops(inner) for inner in _inner(equation.params)]
-        if equation.primitive.name == "cond":
-            total += max(inside, default=0.0)
-        else:
-            total += sum(inside) * equation.params.get("length", 1)
-    return total
-
-
-def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            item = getattr(item, "jaxpr", item)
-            if hasattr(item, "eqns"):
-                yield item
-
-
-def memory(program: Program, state: Any) -> dict[str, int]:
-    """Bytes that training needs on one device that holds everything: what is kept, and what the gradient remembers.
-
-    `activations` are the residuals of the backward pass before the compiler fuses or drops any: an upper estimate.
-    """
-    batch = _micro(program)
-
-    def residuals(params, state, batch):
-        _, pull = jax.vjp(lambda p: _loss(program, p, state, batch), params)
-        known = {id(leaf) for leaf in jax.tree.leaves((params, state, batch))}
-        return [leaf for leaf in jax.tree.leaves(pull) if id(leaf) not in known]
-
-    kept = {
-        "parameters": _bytes(state.params),
-        "optimizer": _bytes(state.opt_state),
-        "average": _bytes(state.ema),
-        "gradients": _bytes(state.params) * (2 if program.config.accumulation > 1 else 1),
-        "activations": _bytes(jax.eval_shape(residuals, state.params, state, batch)),
-        "batch": _bytes(batch),
-    }
-    return {**kept, "total": sum(kept.values())}
+def shown(spec: Any) -> str:
+    """A partition as `parallel.rules` spells it: an axis per dimension, `-` for a whole one."""
+    return ",".join(axis or "-" for axis in spec)
 
 
 def durations(experiment: Experiment, per_epoch: float | None = None) -> dict[str, int]:
@@ -179,7 +104,7 @@ def durations(experiment: Experiment, per_epoch: float | None = None) -> dict[st
 
 def layers(program: Program, state: Any) -> list[dict[str, Any]]:
     """Every submodule's output at the first step: path, shape (stacked over layers where they are), dtype, bytes."""
-    batch = _micro(program)
+    batch = micro_batch(program)
 
     def forward(params, state, batch):
         rows = batch["tokens"].shape[0]
@@ -207,7 +132,12 @@ def layers(program: Program, state: Any) -> list[dict[str, Any]]:
 
 
 def inspect(
-    experiment: Experiment, corpus: Corpus | None = None, *, count: int = 0, shapes: bool = False
+    experiment: Experiment,
+    corpus: Corpus | None = None,
+    *,
+    count: int = 0,
+    shapes: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """All views of an experiment.
 
@@ -215,14 +145,13 @@ def inspect(
       corpus: its opened data, needed for batches and where `needs_data` says so.
       count: how many batches to decode.
       shapes: whether to show every layer's output.
+      sizes: devices along each axis of a mesh, whose devices need not exist: memory is then that of one of them.
 
     Returns:
       `config`, `durations`, `vocabulary`, `parameters`, `flops`, `memory` (None with `why` for a model that is fitted
       to counts), and, where asked for, `layers` and `batches`.
     """
-    per_epoch = None
-    if corpus is not None:
-        per_epoch = session.training_loader(experiment, corpus).steps_per_epoch
+    per_epoch = steps_per_epoch(experiment, corpus)
     found: dict[str, Any] = {"config": settings(experiment)}
     if hasattr(experiment.model, "fit"):
         why = f"{type(experiment.model).__name__} is fitted to counts, not trained by steps"
@@ -231,12 +160,15 @@ def inspect(
         vocab_size = vocabulary_size(experiment, corpus)
         program = program_of(experiment, vocab_size, per_epoch)
         state = session.abstract_state(program, experiment)
+        rules = experiment.parallel.table
+        if sizes:
+            session.check_layout(experiment, sizes)
         found |= {
             "durations": durations(experiment, per_epoch),
             "vocabulary": vocab_size,
-            "parameters": parameters(program, state),
+            "parameters": parameters(state, sizes, rules),
             "flops": flops(program, state),
-            "memory": memory(program, state),
+            "memory": memory(program, state, sizes, rules),
         }
         if shapes:
             found["layers"] = layers(program, state)

@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -22,17 +23,25 @@ AXES: Mapping[str, tuple[str, ...]] = {
 }
 """Letter of an activation's axis -> mesh axes that split it. Others (S, D, H) are whole on every device."""
 
+Weights = Callable[[str, Any], Any]
+
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+_weights: contextvars.ContextVar[Weights | None] = contextvars.ContextVar("weights", default=None)
 
 
 @contextlib.contextmanager
-def over(mesh: Mesh) -> Iterator[None]:
-    """While a program is traced in this context, `constrain` speaks of this mesh."""
-    token = _mesh.set(mesh)
+def over(mesh: Mesh, weights: Weights) -> Iterator[None]:
+    """While a program is traced in this context, `constrain` and `constrain_layer` speak of this mesh.
+
+    Args:
+      weights: (path of a stack of layers, parameters of one of them) -> the same, laid over the mesh.
+    """
+    tokens = _mesh.set(mesh), _weights.set(weights)
     try:
         yield
     finally:
-        _mesh.reset(token)
+        _mesh.reset(tokens[0])
+        _weights.reset(tokens[1])
 
 
 def is_split(letter: str) -> bool:
@@ -93,6 +102,18 @@ def per_device(
         )(*arrays)
 
     return call
+
+
+def constrain_layer(stack: str) -> Callable[[Any], Any] | None:
+    """A function that lays the parameters of one layer over the mesh as the stack at this path lies; None without one.
+
+    So the layer's gradient is split as soon as it is computed: XLA would otherwise add up the whole gradients of all
+    devices and split their stack afterwards.
+    """
+    mesh, weights = _mesh.get(), _weights.get()
+    if weights is None or mesh is None or mesh.size == 1:
+        return None
+    return lambda parameters: weights(stack, parameters)
 
 
 def _size(mesh: Mesh, letter: str) -> int:

@@ -1,11 +1,11 @@
-"""Trains a tiny model of one family for five steps on one device, on a mesh and with pmap; prints losses as JSON.
+"""Trains a tiny model of one family on one device and over several layouts; prints losses as JSON.
 
 Run in a process of its own with eight faked devices in XLA_FLAGS, because JAX counts its devices once.
 """
 
+import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 
 import jax
@@ -14,25 +14,32 @@ import numpy as np
 from ablax.experiment import base, resolve
 from ablax.training import session
 from ablax.training.checkpoints import Checkpoints
-from ablax.training.parallel import ENGINES
 from ablax.training.state import without_hyper
 
-SMALL = {"model.num_layers": 1, "model.width": 16, "model.num_heads": 2}
+SMALL = {"model.width": 16, "model.num_heads": 2, "model.unroll": 1}
 FAMILIES = {
     "decoder": ({"model": "decoder"}, SMALL),
     "encoder": ({"model": "encoder", "objective": "masked"}, SMALL),
     "lstm": (
         {"model": "lstm"},
-        {"model.num_layers": 2, "model.width": 16, "data.layout": "streams"},
+        {"model.width": 16, "data.layout": "streams"},
     ),
+}
+LAYOUTS = {
+    "one": {"data": 1},
+    "data 8": {"data": 8},
+    "fsdp 8": {"data": 1, "fsdp": 8},
+    "data 2 fsdp 2 tensor 2": {"data": 2, "fsdp": 2, "tensor": 2},
+    "data 2 sequence 4": {"data": 2, "sequence": 4},
+    "pmap 8": {"engine": "pmap"},
 }
 VOCABULARY, LENGTH, ROWS = 40, 12, 16
 
 
-def batches(spec):
-    """Five random batches; the first starts its streams, the others go on."""
+def batches(spec, steps):
+    """Random batches; the first starts its streams, the others go on."""
     rng = np.random.default_rng(0)
-    for step in range(5):
+    for step in range(steps):
         batch = {
             name: rng.integers(1, VOCABULARY, s.shape).astype(s.dtype) for name, s in spec.items()
         }
@@ -43,17 +50,20 @@ def batches(spec):
         yield batch
 
 
-def run(experiment, engine_name: str, count: int):
-    """Losses of five steps and the final parameters; on several devices the state goes through a checkpoint."""
-    clock = session.Clock(5, ROWS * LENGTH, 1.0)
-    program = session.build_program(experiment, VOCABULARY, clock)
-    engine = ENGINES[engine_name](program, jax.devices()[:count])
-    state = engine.init(session.root_key(0), session.hyper_of(experiment))
+def run(engine, experiment, steps, state=None):
+    """Losses and final parameters, from a state on one device (which saves compiling `init`) or from a fresh one."""
+    hyper = session.hyper_of(experiment)
+    if state is None:
+        state = engine.init(session.root_key(0), hyper)
+    else:
+        state = dataclasses.replace(state, hyper=hyper)
+        template = engine.template(session.root_key(0), hyper)
+        state = jax.tree.map(
+            lambda x, like: jax.device_put(np.array(x), like.sharding), state, template
+        )
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), state)
     losses = []
-    for number, batch in enumerate(batches(program.spec)):
-        if number == 2 and count > 1:
-            state = saved_and_restored(state, engine, experiment)
+    for batch in batches(engine.program.spec, steps):
         state, metrics = engine.step(state, batch)
         loss = jax.device_get(metrics["loss"])  # one step at a time: two programs in flight at most
         losses.append(float(loss.total) / int(loss.count))
@@ -63,46 +73,90 @@ def run(experiment, engine_name: str, count: int):
     return losses, jax.device_get(state.params)
 
 
-def saved_and_restored(state, engine, experiment):
-    """The state as a resumed run finds it."""
-    hyper = session.hyper_of(experiment)
-    template = engine.template(session.root_key(0), hyper)
+def engine_of(experiment, steps):
+    """The engine that a run of this experiment would use."""
+    clock = session.Clock(steps, ROWS * LENGTH, 1.0)
+    program = session.build_program(experiment, VOCABULARY, clock)
+    return session.build_engine(experiment, program)
+
+
+def travelled(engines, experiment, steps):
+    """Losses of one run that goes through a checkpoint to another layout after each step."""
+    losses = []
+    state = engines[0].init(session.root_key(0), session.hyper_of(experiment))
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
-        checkpoints.save(int(state.step), without_hyper(state), {}, {})
-        restored, _, _ = checkpoints.restore(without_hyper(template))
-    return dataclasses.replace(restored, hyper=hyper)
+        for number, batch in enumerate(batches(engines[0].program.spec, steps)):
+            engine = engines[number % len(engines)]
+            if number:
+                hyper = session.hyper_of(experiment)  # the step before took its buffers
+                template = engine.template(session.root_key(0), hyper)
+                restored, _, _ = checkpoints.restore(without_hyper(template))
+                state = dataclasses.replace(restored, hyper=hyper)
+            state, metrics = engine.step(state, batch)
+            loss = jax.device_get(metrics["loss"])
+            losses.append(float(loss.total) / int(loss.count))
+            checkpoints.save(int(state.step), without_hyper(state), {}, {})
+    return losses
 
 
-def main(family: str) -> None:
-    kinds, knobs = FAMILIES[family]
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--layers", type=int, default=1)
+    args = parser.parse_args()
+    kinds, knobs = FAMILIES[args.family]
     fixed = {
+        "model.num_layers": args.layers,
         "data.sequence_length": LENGTH,
         "training.batch_size": ROWS,
-        "training.steps": 5,
+        "training.steps": args.steps,
         "schedule.warmup": 1,
         "optimizer.learning_rate": 1e-2,
     }
-    experiment = resolve(base(**kinds), {**fixed, **knobs})
-    halves = resolve(base(**kinds), {**fixed, **knobs, "training.accumulation": 2})
-    one, params = run(experiment, "mesh", 1)
-    results = {"one": one}
-    for name, which, engine, count in [
-        ("mesh", experiment, "mesh", 8),
-        ("pmap", experiment, "pmap", 8),
-        ("accumulated", halves, "mesh", 4),
-    ]:
-        losses, other = run(which, engine, count)
-        worst = max(
-            float(np.abs(a - b).max())
-            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(other))
+
+    def resolved(layout, **others):
+        layout = {f"parallel.{name}": value for name, value in layout.items()}
+        return resolve(base(**kinds), {**fixed, **knobs, **layout, **others})
+
+    lstm = args.family == "lstm"
+    names = [name for name in LAYOUTS if not (lstm and "sequence" in name)]
+    experiments = {name: resolved(LAYOUTS[name]) for name in names}
+    engines = {name: engine_of(experiment, args.steps) for name, experiment in experiments.items()}
+    initial = jax.device_get(
+        engines["one"].init(session.root_key(0), session.hyper_of(experiments["one"]))
+    )
+    runs = {
+        # One of them starts afresh: initial values must not depend on the mesh either.
+        name: run(
+            engines[name], experiments[name], args.steps, None if name == "fsdp 8" else initial
         )
-        results |= {name: losses, f"{name}_parameters": worst}
-    if family == "decoder":
-        dropped = {**fixed, **knobs, "model.residual_dropout": 0.2, "model.attention_dropout": 0.2}
-        for name, count in (("dropout_one", 1), ("dropout_mesh", 8)):
-            results[name], _ = run(resolve(base(**kinds), dropped), "mesh", count)
+        for name in names
+    }
+    if lstm:  # the family with a carry, which is split like the rows
+        halves = resolved({"data": 4}, **{"training.accumulation": 2})
+        runs["accumulated"] = run(engine_of(halves, args.steps), halves, args.steps, initial)
+    reference = jax.tree.leaves(runs["one"][1])
+    results = {
+        name: {
+            "losses": losses,
+            "parameters": max(
+                float(np.abs(a - b).max())
+                for a, b in zip(reference, jax.tree.leaves(params), strict=True)
+            ),
+        }
+        for name, (losses, params) in runs.items()
+    }
+    journey = travelled(list(engines.values()), experiments["one"], args.steps)
+    results["travelled"] = {"losses": journey}
+    if args.family == "decoder":
+        dropped = {"model.residual_dropout": 0.2, "model.attention_dropout": 0.2}
+        for name in ("one", "data 2 fsdp 2 tensor 2"):
+            experiment = resolved(LAYOUTS[name], **dropped)
+            losses, _ = run(engine_of(experiment, args.steps), experiment, args.steps, initial)
+            results[f"dropout on {name}"] = {"losses": losses}
     print(json.dumps(results))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

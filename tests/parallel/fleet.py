@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from compiling import flags
+
 PAGE = """
 from ablax.experiment import base
 
@@ -65,14 +67,10 @@ def fleet(
       common: flags of all processes.
       own: rank -> flags of it alone.
     """
-    flags = (
-        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        " --xla_cpu_multi_thread_eigen=false"
-    )
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": f"{flags(devices)} --xla_cpu_multi_thread_eigen=false",
         "ABLAX_MALLOC": "0",
         "ABLAX_COORDINATOR": f"127.0.0.1:{free_port()}",
         "ABLAX_PROCESS_COUNT": str(processes),

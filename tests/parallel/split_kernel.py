@@ -32,7 +32,7 @@ def main(kv_heads: int, *sizes: int) -> None:
             return (seen * jnp.sin(jnp.arange(seen.size)).reshape(seen.shape)).sum(), seen
 
         def run(*arrays):
-            with placement.over(mesh):
+            with placement.over(mesh, lambda stack, parameters: parameters):
                 return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(*arrays)
 
         return jax.tree.leaves(jax.jit(run)(*inputs))

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from compiling import flags
+
 HERE = pathlib.Path(__file__).parent
 
 
@@ -14,11 +16,10 @@ HERE = pathlib.Path(__file__).parent
 @pytest.mark.parametrize("arguments", ["2 1 1 2 2", "2 1 1 1 4"], ids=["split", "shared"])
 def test_splash_over_a_mesh_equals_the_reference(arguments):
     """Catches: query heads split where the key head that they share is whole; positions split under a causal mask."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
     paths = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, str(HERE / "split_kernel.py"), *arguments.split()],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": paths},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags(4), "PYTHONPATH": paths},
         capture_output=True,
         text=True,
         timeout=100,

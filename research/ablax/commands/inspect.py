@@ -28,6 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show every knob with its default and what it does, and stop",
     )
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS:N,...",
+        help="memory and sharding of each device of a mesh, as data:8,fsdp:16; no devices are needed",
+    )
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="compile the step for TPUs that are not here, as v5e:16x16: memory, collectives, whether it fits",
+    )
     flags.add_platform(parser)
     flags.add_offline(parser)
     flags.add_extend(parser)
@@ -38,13 +48,18 @@ def run(args: argparse.Namespace) -> None:
     flags.go_offline(args.offline)
     from ablax import inspection
     from ablax.devices import choose_platform
+    from ablax.experiment import resolve
     from ablax.listing import knobs
+    from ablax.topology import compile_for
 
     # Shapes need no accelerator, and another run may hold it.
     choose_platform(args.platform or "cpu")
     if args.batch < 0:
         raise RequestError(f"--batch={args.batch} must be 0 or more")
     experiment = flags.resolved(args.config, args.overrides, flags.extensions(args.extend))
+    sizes = mesh_sizes(args.mesh) if args.mesh else None
+    if sizes:
+        experiment = resolve(experiment, {f"parallel.{axis}": n for axis, n in sizes.items()})
     if args.knobs:
         found = knobs(experiment)
         output.emit(found)
@@ -54,7 +69,11 @@ def run(args: argparse.Namespace) -> None:
     corpus = None
     if args.batch > 0 or inspection.needs_data(experiment):
         corpus = inspection.corpus_of(experiment, args.offline)
-    found = inspection.inspect(experiment, corpus, count=args.batch, shapes=args.layers)
+    found = inspection.inspect(
+        experiment, corpus, count=args.batch, shapes=args.layers, sizes=sizes
+    )
+    if args.topology:
+        found["compiled"] = compile_for(experiment, corpus, args.topology)
     output.emit(found)
     _tables(args.config, found)
 
@@ -73,6 +92,12 @@ def _tables(title: str, found: dict[str, Any]) -> None:
         cost += [(f"FLOPs: {k.replace('_', ' ')}", v) for k, v in found["flops"].items()]
         cost += [(f"memory: {k}", output.size(v)) for k, v in found["memory"].items()]
         output.table("Cost", ("what", "how much"), cost)
+    if "compiled" in found:
+        output.table(
+            f"Compiled for {found['compiled']['topology']}",
+            ("what", "how much"),
+            _account(found["compiled"]),
+        )
     if "layers" in found:
         rows = [
             (r["layer"], str(r["shape"]), r["dtype"], output.size(r["bytes"]))
@@ -81,6 +106,36 @@ def _tables(title: str, found: dict[str, Any]) -> None:
         output.table("Layers", ("layer", "output", "dtype", "size"), rows)
     for step, batch in enumerate(found.get("batches", [])):
         _show_batch(step, batch)
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Axis -> devices of `data:8,fsdp:16`; axes that are not named have one.
+
+    Raises:
+      RequestError: if it is not of this form.
+    """
+    from ablax.training.sharding import AXES
+
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
+    for part in text.split(","):
+        axis, _, number = part.partition(":")
+        if axis not in sizes or not number.isdecimal() or int(number) < 1:
+            raise RequestError(
+                f"--mesh={text}: {part!r} is not AXIS:N with one of {', '.join(AXES)} and N of at least 1"
+            )
+        sizes[axis] = int(number)
+    return sizes
+
+
+def _account(compiled: dict[str, Any]) -> list[tuple[str, str]]:
+    mesh = " x ".join(f"{axis} {size}" for axis, size in compiled["mesh"].items())
+    rows = [("devices", f"{compiled['devices']} ({mesh or 'one'})")]
+    if not compiled["fits"]:
+        return [*rows, ("does not fit", compiled["why"])]
+    rows += [(f"memory: {k}", output.size(v)) for k, v in compiled["memory"].items()]
+    return rows + [
+        (k, f"{v['count']}, {output.size(v['bytes'])}") for k, v in compiled["collectives"].items()
+    ]
 
 
 def _visible(text: str) -> str:

@@ -32,6 +32,8 @@ def _stack(config: "TransformerConfig", initializing: bool) -> nn.Module:
     # Initialisation runs once, so that compiling one layer instead of L is what counts.
     unroll = 1 if initializing else config.unroll or config.num_layers
     block: Any = Block
+    if over_mesh := placement.constrain_layer("blocks"):
+        block = nn.map_variables(block, "params", over_mesh)
     if config.remat != "none":
         # Inside a loop XLA cannot merge the recomputation with the forward pass; without a loop it
         # would.

@@ -1,24 +1,32 @@
-"""Engines: the same pure step on every local device, as one sharded program or as one replica per device."""
+"""Engines: the same pure step on all devices, as one program over a mesh or as one replica per device."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ablax import placement
 from ablax.config import RequestError, knob
 from ablax.training.masks import parameter_path
+from ablax.training.sharding import (
+    AXES,
+    RULES,
+    Rules,
+    batch_partition,
+    parse_rule,
+    partition,
+    partitions,
+)
 from ablax.training.state import TrainState
 from ablax.training.step import Program
 
-Rules = Sequence[tuple[str, PartitionSpec]]
-
-# First match wins; a parameter that no rule covers is an error. Paths are joined by "/".
-RULES: Rules = ((r".*", PartitionSpec()),)
 AXIS = "devices"
+WHOLE = dict.fromkeys(AXES, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,55 +37,125 @@ class ParallelConfig:
         "mesh", "mesh: one program over named axes; pmap: a replica per device.", mark="execution"
     )
     data: int = knob(
-        -1, "Devices that share the rows of a batch; -1 takes all of them.", mark="execution"
+        -1, "Devices that share the rows of a batch; -1 = all that are left.", mark="execution"
+    )
+    fsdp: int = knob(
+        1,
+        "Devices that share rows, parameters and optimizer state; -1 = the rest.",
+        mark="execution",
+    )
+    sequence: int = knob(
+        1, "Devices that share the positions of a row; -1 = the rest.", mark="execution"
+    )
+    tensor: int = knob(
+        1, "Devices that share heads, inner widths and vocabulary; -1 = the rest.", mark="execution"
+    )
+    rules: tuple[str, ...] = knob(
+        (),
+        "Sharding rules asked before the built-in ones, REGEX=AXIS,AXIS: blocks/mine/kernel=-,fsdp,tensor.",
+        mark="execution",
     )
 
     def __post_init__(self):
-        if self.data < -1 or self.data == 0:
-            raise RequestError(f"data={self.data} must be positive, or -1 for all devices")
+        sizes = self.sizes
+        for axis, size in sizes.items():
+            if size < -1 or size == 0:
+                raise RequestError(f"{axis}={size} must be positive, or -1 for the rest")
+        if list(sizes.values()).count(-1) > 1:
+            rest = [axis for axis, size in sizes.items() if size == -1]
+            raise RequestError(f"{' and '.join(rest)} are all -1; only one axis can take the rest")
+        split = [axis for axis in AXES if axis != "data" and sizes[axis] != 1]
+        if self.engine == "pmap" and split:
+            raise RequestError(
+                f"engine=pmap replicates the model and knows no {split[0]}={sizes[split[0]]}; "
+                "set parallel.engine=mesh"
+            )
+        for rule in self.rules:
+            parse_rule(rule)
 
-    def devices(self) -> list[Any]:
-        """The devices of this run.
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Axis -> devices, as configured."""
+        return {axis: getattr(self, axis) for axis in AXES}
+
+    @property
+    def table(self) -> Rules:
+        """The sharding rules of this run, first match wins."""
+        return (*(parse_rule(rule) for rule in self.rules), *RULES)
+
+    def over(self, count: int) -> dict[str, int]:
+        """Axis -> devices along it, of at most `count` devices.
 
         Raises:
-          RequestError: if there are fewer than asked for.
+          RequestError: if they do not fit.
         """
-        found = jax.devices()
-        if self.data > len(found):
+        sizes = self.sizes
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (1, -1))
+        if fixed > count:
             raise RequestError(
-                f"parallel.data={self.data} but there are {len(found)} devices ({found[0].platform});"
-                f" set parallel.data={len(found)} or -1"
+                f"parallel.{shown} but there are {count} devices; set fewer, or parallel.data=-1"
             )
-        return found if self.data == -1 else found[: self.data]
-
-
-def spec_of(path: str, rules: Rules = RULES) -> PartitionSpec:
-    """The partition of a parameter by the first rule that matches its path.
-
-    Raises:
-      KeyError: if no rule covers it.
-    """
-    for pattern, spec in rules:
-        if re.fullmatch(pattern, path):
-            return spec
-    raise KeyError(f"no sharding rule covers parameter {path!r}; add a rule to RULES")
+        if -1 in sizes.values() and count % fixed:
+            raise RequestError(
+                f"parallel.{shown} does not divide the {count} devices; choose divisors of {count}"
+            )
+        return {axis: count // fixed if size == -1 else size for axis, size in sizes.items()}
 
 
 class MeshEngine:
-    """jit over a mesh with a `data` axis: rows and carry are sharded, parameters follow the rule table."""
+    """jit over a mesh: rows, positions and carry are split, parameters and what follows them by the rule table."""
 
-    def __init__(self, program: Program, devices: Sequence[Any]):
-        self.program = program
-        self.mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
-        self._step = jax.jit(program.step, donate_argnums=0)
+    def __init__(
+        self,
+        program: Program,
+        devices: Sequence[Any],
+        sizes: Mapping[str, int] | None = None,
+        rules: Rules = RULES,
+    ):
+        self.program, self.rules = program, rules
+        self.sizes = (
+            dict(sizes) if sizes else {"data": len(devices), "fsdp": 1, "sequence": 1, "tensor": 1}
+        )
+        shape = tuple(self.sizes[axis] for axis in AXES)
+        # The types are said because the default of a mesh's axes is not the same in all versions of JAX.
+        self.mesh = jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+        self._step = jax.jit(self._traced, donate_argnums=0)
+
+    def _traced(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
+        shardings = self.shardings(state)
+
+        def scatter(sums: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+            # Each device needs the gradient of its own part only.
+            return jax.lax.with_sharding_constraint(sums[0], shardings.params), *sums[1:]
+
+        with placement.over(self.mesh, self._layer):
+            after, metrics = self.program.step(state, batch, scatter)
+        # Without this XLA may choose another layout for the next state, and the step would be compiled twice.
+        return jax.lax.with_sharding_constraint(after, shardings), metrics
+
+    def _layer(self, stack: str, variables: Any) -> Any:
+        """The parameters of one layer of a stack, split as the stack is."""
+
+        def split(path: Any, leaf: jax.Array) -> jax.Array:
+            name = (
+                f"{stack}/{parameter_path(path[1:])}"  # the first key is the collection's, "params"
+            )
+            spec = partition(name, (1, *leaf.shape), self.sizes, self.rules)
+            return jax.lax.with_sharding_constraint(
+                leaf, NamedSharding(self.mesh, PartitionSpec(*spec[1:]))
+            )
+
+        return jax.tree_util.tree_map_with_path(split, variables)
 
     def shardings(self, state: TrainState) -> TrainState:
         """A tree of shardings like the state (which may be abstract)."""
-        rows = NamedSharding(self.mesh, PartitionSpec("data"))
-        tree = jax.tree_util.tree_map_with_path(
-            lambda path, _: NamedSharding(self.mesh, spec_of(parameter_path(path))), state
+        specs = partitions(state, self.sizes, self.rules)
+        return jax.tree.map(
+            lambda spec: NamedSharding(self.mesh, spec),
+            specs,
+            is_leaf=lambda x: isinstance(x, PartitionSpec),
         )
-        return dataclasses.replace(tree, carry=jax.tree.map(lambda _: rows, state.carry))
 
     def init(self, rng: jax.Array, hyper: Any) -> TrainState:
         """A fresh state, born on its devices."""
@@ -93,13 +171,25 @@ class MeshEngine:
             self.shardings(shapes),
         )
 
+    def batch_sharding(self, shape: Sequence[int]) -> NamedSharding:
+        """Of one array of a batch, by its global shape (of the rows of one process: its axis B does not matter)."""
+        length = self.program.spec["tokens"].shape[1]
+        return NamedSharding(self.mesh, batch_partition(shape, length))
+
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's rows of a batch as global arrays."""
-        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
         return {
-            name: jax.make_array_from_process_local_data(sharding, rows)
+            name: jax.make_array_from_process_local_data(self.batch_sharding(rows.shape), rows)
             for name, rows in batch.items()
         }
+
+    def lower(self, rng: jax.Array, hyper: Any) -> Any:
+        """The step lowered for its devices, which need not exist here; `.compile()` makes XLA's program of it."""
+        batch = {
+            name: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=self.batch_sharding(s.shape))
+            for name, s in self.program.spec.items()
+        }
+        return self._step.lower(self.template(rng, hyper), batch)
 
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
         """One training step; the given state's buffers are reused."""
@@ -108,14 +198,23 @@ class MeshEngine:
 
 
 class PmapEngine:
-    """One replica per device; gradients and sums are added with a psum between the two halves of the step."""
+    """One replica per device; gradients and sums are added with a psum between the two halves of the step.
+
+    `pmap` takes and gives each process its own rows; a state that several processes share is made of global arrays
+    outside of the step, so that it is saved, restored and evaluated like a mesh's.
+    """
 
     def __init__(self, program: Program, devices: Sequence[Any]):
         self.program = program
-        self.devices = devices
-        fields = dataclasses.fields(TrainState)
-        axes: dict[str, Any] = {f.name: 0 if f.name == "carry" else None for f in fields}
+        self.devices, self.sizes = devices, {**WHOLE, "data": len(devices)}
+        self.mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+        names = [field.name for field in dataclasses.fields(TrainState)]
+        axes: dict[str, Any] = {name: 0 if name == "carry" else None for name in names}
         state_axes = TrainState(**axes)
+        specs: dict[str, Any] = {
+            name: PartitionSpec(AXIS) if name == "carry" else PartitionSpec() for name in names
+        }
+        self._specs = TrainState(**specs)
         self._step = jax.pmap(
             self._replica,
             axis_name=AXIS,
@@ -136,31 +235,53 @@ class PmapEngine:
 
     def init(self, rng: jax.Array, hyper: Any) -> TrainState:
         """A fresh state."""
-        return jax.jit(self.program.init)(rng, hyper)
+        if jax.process_count() == 1:
+            return jax.jit(self.program.init)(rng, hyper)
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.template(rng, hyper))
+        return jax.jit(self.program.init, out_shardings=places)(rng, hyper)
 
     def template(self, rng: jax.Array, hyper: Any) -> TrainState:
-        """Shapes and dtypes of a state on one device; its carry is spread by rows, as a step leaves it."""
+        """Shapes and dtypes of a state on one device; its carry is spread by rows, as a step leaves it.
+
+        Of one that several processes share, each device has a copy.
+        """
         shapes = jax.eval_shape(self.program.init, rng, hyper)
-        mesh = Mesh(np.asarray(self.devices), (AXIS,), axis_types=(AxisType.Auto,))
-        rows = NamedSharding(mesh, PartitionSpec(AXIS))
-        carry = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), shapes.carry
-        )
-        return dataclasses.replace(shapes, carry=carry)
+
+        def spread(tree: Any, spec: PartitionSpec) -> Any:
+            place = NamedSharding(self.mesh, spec)
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+            )
+
+        whole = shapes if jax.process_count() == 1 else spread(shapes, PartitionSpec())
+        return dataclasses.replace(whole, carry=spread(shapes.carry, PartitionSpec(AXIS)))
 
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:
         """One training step."""
+        # Both conversions return what they are given when one process has all devices.
+        state = multihost_utils.global_array_to_host_local_array(state, self.mesh, self._specs)
         carry = self._split(state.carry)
         after, metrics = self._step(dataclasses.replace(state, carry=carry), self._split(batch))
         joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), after.carry)
-        return dataclasses.replace(after, carry=joined), metrics
+        after = dataclasses.replace(after, carry=joined)
+        after = multihost_utils.host_local_array_to_global_array(after, self.mesh, self._specs)
+        return after, metrics
 
     def _split(self, tree: Any) -> Any:
-        count = len(self.devices)
+        count = len(self.mesh.local_devices)
         return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), tree)
 
 
-ENGINES: dict[str, Callable[[Program, Sequence[Any]], Any]] = {
-    "mesh": MeshEngine,
-    "pmap": PmapEngine,
-}
+def build(
+    config: ParallelConfig, program: Program, devices: Sequence[Any]
+) -> MeshEngine | PmapEngine:
+    """The engine of a configuration over the devices that it asks for, of those given.
+
+    Raises:
+      RequestError: if the devices do not fit.
+    """
+    sizes = config.over(len(devices))
+    devices = list(devices)[: math.prod(sizes.values())]
+    if config.engine == "pmap":
+        return PmapEngine(program, devices)
+    return MeshEngine(program, devices, sizes, config.table)

@@ -1,6 +1,7 @@
 """From a resolved experiment to its program: sizes, durations, schedule, module, engine."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import jax
 from ablax.config import Duration, RequestError, knob, static, traced
 from ablax.data.corpus import Corpus
 from ablax.data.loader import Loader
+from ablax.distributed import ranks
 from ablax.objectives.batch import vocabulary_of
-from ablax.training.parallel import ENGINES
+from ablax.training.parallel import MeshEngine, PmapEngine, build
+from ablax.training.rows import rows_of_process
 from ablax.training.state import TrainState, scalars
 from ablax.training.step import Program
 
@@ -99,36 +102,65 @@ def build_program(experiment: Any, vocab_size: int, clock: Clock) -> Program:
 
 def hyper_of(experiment: Any) -> dict[str, Any]:
     """The traced knobs that programs read, as float32 scalars by family."""
-    families = ("model", "objective", "optimizer", "schedule")
+    families = ("model", "objective", "optimizer", "schedule", "training")
     return {
         name: scalars(values) for name in families if (values := traced(getattr(experiment, name)))
     }
 
 
-def build_engine(experiment: Any, program: Program) -> Any:
+def build_engine(experiment: Any, program: Program) -> MeshEngine | PmapEngine:
     """The engine of an experiment over its devices.
 
     Raises:
-      RequestError: if the batch does not divide over them.
+      RequestError: if batch or model do not divide over them.
     """
-    devices = experiment.parallel.devices()
-    parts = len(devices) * experiment.training.accumulation
-    if experiment.training.batch_size % parts:
+    engine = build(experiment.parallel, program, jax.devices())
+    check_layout(experiment, engine.sizes)
+    return engine
+
+
+def check_layout(experiment: Any, sizes: Mapping[str, int]) -> None:
+    """Refuses devices over which an experiment does not divide evenly.
+
+    Args:
+      sizes: devices along each axis.
+
+    Raises:
+      RequestError: naming what does not divide, and what to do.
+    """
+    training, rows = experiment.training, sizes["data"] * sizes["fsdp"]
+    if training.batch_size % (rows * training.accumulation):
         raise RequestError(
-            f"training.batch_size={experiment.training.batch_size} does not divide over {len(devices)} devices"
-            f" x {experiment.training.accumulation} micro-batches; make it a multiple of {parts},"
+            f"training.batch_size={training.batch_size} does not divide over {rows} devices"
+            f" x {training.accumulation} micro-batches; make it a multiple of {rows * training.accumulation},"
             " or set parallel.data"
         )
-    return ENGINES[experiment.parallel.engine](program, devices)
+    length, heads = experiment.data.sequence_length, getattr(experiment.model, "num_heads", None)
+    if sizes["sequence"] > 1 and getattr(experiment.model, "RECURRENT", False):
+        raise RequestError(
+            f"parallel.sequence={sizes['sequence']} splits positions, which a recurrent model reads one after "
+            "the other; use parallel.data or parallel.fsdp"
+        )
+    if length % sizes["sequence"]:
+        raise RequestError(
+            f"parallel.sequence={sizes['sequence']} does not divide data.sequence_length={length}"
+        )
+    if heads is not None and heads % sizes["tensor"]:
+        raise RequestError(
+            f"parallel.tensor={sizes['tensor']} does not divide model.num_heads={heads}; choose a divisor"
+        )
 
 
 def training_loader(experiment: Any, corpus: Corpus) -> Loader:
-    """Batches of the training split for an objective."""
+    """Batches of the training split for an objective; of a run in several processes, this process's rows of them."""
     vocabulary = vocabulary_of(corpus.tokenizer)
+    index, count = rows_of_process(experiment.parallel) if ranks().several else (0, 1)
     return corpus.loader(
         experiment.training.batch_size,
         experiment.seed,
         lambda row, rng: experiment.objective.transform(row, rng, vocabulary),
+        process_index=index,
+        process_count=count,
     )
 
 
