@@ -27,11 +27,11 @@ from ablax.models.table import MODELS
 from ablax.objectives.table import OBJECTIVES
 from ablax.training.evaluators import EvaluationConfig
 from ablax.training.heartbeat import HeartbeatConfig
-from ablax.training.loop import TrainingConfig
 from ablax.training.optimizers import OPTIMIZERS
 from ablax.training.parallel import ParallelConfig
 from ablax.training.schedules import SCHEDULES
 from ablax.training.session import CheckpointConfig
+from ablax.training.settings import TrainingConfig
 from ablax.training.start import InitConfig
 from ablax.training.writers import WritersConfig
 

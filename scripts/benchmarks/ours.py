@@ -13,8 +13,9 @@ from ablax.data.corpus import open_corpus
 from ablax.experiment import base, resolve
 from ablax.run import RunFolder
 from ablax.training import session
+from ablax.training.every import Every
 from ablax.training.ledger import Ledger
-from ablax.training.loop import Every, Loop
+from ablax.training.loop import Loop
 from ablax.training.meter import Meter
 from ablax.training.parallel import MeshEngine
 from ablax.training.recovery import Recovery
@@ -102,8 +103,9 @@ class Ours:
         loop = Loop(
             engine=self.engine,
             batches=lambda _: self.batches,
-            total=int(self.state.step) + count,
-            every=Every(log=self.experiment.writers.every, evaluate=0, save=0),
+            every=Every(
+                int(self.state.step) + count, log=self.experiment.writers.every, evaluate=0, save=0
+            ),
             meter=Meter(Speed(self.loader.tokens_per_step)),
             write=lambda record: record["split"] == "train" and self.writers.write(record),
             evaluate=lambda _, step: {"step": step, "split": "validation"},

@@ -223,6 +223,7 @@ def test_a_builder_of_tfds_runs_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(
         tfds.download.DownloadManager, "download", lambda *_: tmp_path / "input.txt"
     )
+    monkeypatch.setattr("ablax.data.tfds_prepare._answers", lambda url: True)
     config = TfdsConfig("tiny_shakespeare", train_split="train+validation+test")
     splits = open_splits(config, SplitConfig(rule="tail", validation=0.1), tmp_path, False)
     assert "".join(splits["train"]) == "ab\n" * 360

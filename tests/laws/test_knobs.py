@@ -30,6 +30,7 @@ from ablax.objectives.table import OBJECTIVES
 from ablax.training import descent, evaluators, session, writers
 from ablax.training.optimizers import OPTIMIZERS, build_optimizer
 from ablax.training.schedules import SCHEDULES
+from ablax.training.sharding import AXES
 from ablax.training.state import scalars
 from changed_knobs import changed_fields, other
 
@@ -188,7 +189,7 @@ class Stage:
             def __init__(self, experiment, program):
                 self.program = program
                 real = build(experiment, program)
-                note((type(real).__name__, len(experiment.parallel.devices())))
+                note((type(real).__name__, real.sizes, str(getattr(real, "rules", None))))
 
             def init(self, rng, hyper):
                 note(("init", np.asarray(rng).tolist(), jax.tree.map(float, hyper)))
@@ -286,6 +287,7 @@ CONTEXTS: dict[str, tuple[dict[str, Any], Any]] = {
     "data.sequence_length": ({}, 16),
     "training.steps": ({}, 7),
     "training.accumulation": ({}, 2),
+    "parallel.rules": ({}, ("mine=fsdp",)),
     "training.guard.window": ({"training.guard.spike": 6.0}, 50),
     "training.decay.embeddings": ({}, False),
     "training.decay.weights": ({}, ("bias",)),
@@ -306,8 +308,9 @@ CONTEXTS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 # What cannot be seen in a short run on one device, and the test that sees it.
 ELSEWHERE = {
-    "init.run": "needs another run (tests/training/test_start.py)",
-    "init.match": "needs another run (tests/training/test_start.py)",
+    # need another run
+    "init.run": "training/test_start.py::test_another_vocabulary_takes_the_body",
+    "init.match": "training/test_start.py::test_another_vocabulary_takes_the_body",
     # written to run.json and nowhere else
     "name": "test_trainer.py::test_a_run_says_what_it_was",
     # what becomes of refused steps
@@ -327,7 +330,10 @@ ELSEWHERE = {
     # acts in a run that hangs
     "checkpoint.grace_seconds": "training/test_signals.py::test_the_watchdog_ends_a_stuck_process",
     # needs several devices
-    "parallel.data": "parallel/test_engines.py::test_mesh_is_pmap_is_one_device",
+    **{
+        f"parallel.{axis}": "parallel/test_engines.py::test_mesh_is_pmap_is_one_device"
+        for axis in AXES
+    },
 }
 # Families whose whole tables are compared, here and in test_data_knobs.py.
 COVERED = {

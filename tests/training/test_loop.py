@@ -9,8 +9,9 @@ import pytest
 
 from ablax.objectives.sums import Sums
 from ablax.run import RunFolder
+from ablax.training.every import Every
 from ablax.training.guard import GuardConfig, GuardState
-from ablax.training.loop import Every, Loop
+from ablax.training.loop import Loop
 from ablax.training.recovery import Diverged, Recovery, Rewind
 from ablax.training.signals import Stop
 from ablax.training.state import TrainState
@@ -58,8 +59,7 @@ def made(folder, engine, done, policy="stop"):
     return Loop(
         engine=engine,
         batches=lambda step: iter(range(step, 100)),
-        total=6,
-        every=Every(log=1, evaluate=2, save=3),
+        every=Every(6, log=1, evaluate=2, save=3),
         meter=Meter(),  # type: ignore[arg-type]
         write=lambda record: None,
         evaluate=lambda state, step: (

@@ -10,8 +10,9 @@ import pytest
 
 from ablax.objectives.causal import CausalConfig
 from ablax.training.optimizers import OPTIMIZERS
+from ablax.training.settings import TrainingConfig
 from ablax.training.state import scalars
-from ablax.training.step import Program, StepConfig
+from ablax.training.step import Program
 
 VOCABULARY, SHAPE = 5, (4, 3)
 
@@ -41,7 +42,7 @@ def program(noise: float = 0.0, **config) -> tuple[Program, dict]:
         objective=objective,
         optimizer=sgd,
         schedule=lambda hyper, step: jnp.float32(1),
-        config=StepConfig(clip_norm=None, **config),
+        config=TrainingConfig(clip_norm=None, **config),
         spec=objective.batch_spec(*SHAPE),
     )
     return made, scalars(hyper)

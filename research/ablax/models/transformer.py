@@ -9,6 +9,7 @@ from ablax.models.kernels import check_name
 from ablax.models.layers import GATED, Activation
 from ablax.models.network import Transformer
 from ablax.models.positions import POSITIONS, Sizes
+from ablax.models.presets import DECODERS, ENCODERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,31 +183,11 @@ class TransformerConfig:
         return Sizes(self.width, self.num_heads, self.width_per_head, max_length, self.CAUSAL)
 
 
-def _preset(layers: int, width: int, heads: int, **others: Any) -> dict[str, Any]:
-    return {"num_layers": layers, "width": width, "num_heads": heads, **others}
-
-
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig(TransformerConfig):
-    """A causal Transformer language model.
+    """A causal Transformer language model; presets are GPT-2's and GPT-3's sizes."""
 
-    Presets: `tiny` for a quick look on a CPU; GPT-2's four sizes (Radford et al. 2019, table 2);
-      GPT-3's (arXiv:2005.14165,
-    table 2.1), whose layers alternate dense and banded attention. The width of the band is
-    unpublished: 128 is what Sparse Transformers (arXiv:1904.10509) used on text. For 13b the paper
-      prints width 5140 = 40 x 128.5; 5120 is meant.
-    """
-
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _preset(4, 128, 4),
-        "small": _preset(12, 768, 12),
-        "medium": _preset(24, 1024, 16),
-        "large": _preset(36, 1280, 20),
-        "xl": _preset(48, 1600, 25),
-        "6.7b": _preset(32, 4096, 32, attention_pattern=(0, 128)),
-        "13b": _preset(40, 5120, 40, attention_pattern=(0, 128)),
-        "175b": _preset(96, 12288, 96, attention_pattern=(0, 128)),
-    }
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = DECODERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,11 +195,7 @@ class EncoderConfig(TransformerConfig):
     """A bidirectional Transformer for masked tokens; defaults and presets are BERT's (arXiv:1810.04805)."""
 
     CAUSAL: ClassVar[bool] = False
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": _preset(4, 128, 4),
-        "base": _preset(12, 768, 12),
-        "large": _preset(24, 1024, 16),
-    }
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = ENCODERS
 
     activation: Activation = knob("gelu", "activation, or gate (swiglu, geglu, geglu_tanh)")
     norm_placement: Literal["pre", "post"] = knob(

@@ -21,9 +21,10 @@ from ablax.training.canary import check_kernel, first_rows, with_kernel
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.disk import check_run, size_of
 from ablax.training.evaluators import Evaluator, metrics_of
+from ablax.training.every import Every
 from ablax.training.growth import check_growth
 from ablax.training.ledger import Ledger
-from ablax.training.loop import Every, Loop
+from ablax.training.loop import Loop
 from ablax.training.meter import Meter
 from ablax.training.phases import Phases
 from ablax.training.recovery import NOTHING, Recovery, Rewind, events_of, position
@@ -232,8 +233,8 @@ class Descent:
         return Loop(
             engine=self.engine,
             batches=iterate,
-            total=clock.total,
             every=Every(
+                clock.total,
                 log=experiment.writers.every,
                 evaluate=clock(experiment.evaluation.every),
                 save=clock(experiment.checkpoint.every),

@@ -7,41 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ablax.config import Duration, RequestError, knob
 from ablax.run import Preempted
+from ablax.training.every import Every
 from ablax.training.guard import why_refused
 from ablax.training.meter import Meter
 from ablax.training.phases import Phases
 from ablax.training.recovery import Recovery, Refused, fetched, first_not_finite
 from ablax.training.signals import Stop, Stopped
 from ablax.training.state import TrainState, without_hyper
-from ablax.training.step import StepConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig(StepConfig):
-    """How long and how large."""
-
-    steps: Duration = knob(Duration(1000), "Length of the run: steps, epochs or tokens.")
-    batch_size: int = knob(32, "Rows of a global batch, B.")
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.batch_size < 1:
-            raise RequestError(f"batch_size={self.batch_size} must be at least 1 row")
-        if self.steps.unit == "%":
-            raise RequestError(
-                f"steps={self.steps} cannot be a share of itself; write steps, epochs or tokens"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class Every:
-    """After how many steps something is due; 0 = only at the end."""
-
-    log: int
-    evaluate: int
-    save: int
 
 
 @dataclasses.dataclass(eq=False)
@@ -51,8 +24,7 @@ class Loop:
     Attributes:
       engine: `step(state, batch) -> (state, metrics)`.
       batches: start step -> iterator of batches.
-      total: steps of the run.
-      every: when to log, evaluate and save.
+      every: when to log, evaluate and save, and when to end.
       meter: adds up the steps' sums.
       write: takes a record.
       evaluate: (state, step) -> record of the evaluation, or None if the wish to stop broke it off.
@@ -65,7 +37,6 @@ class Loop:
 
     engine: Any
     batches: Callable[[int], Any]
-    total: int
     every: Every
     meter: Meter
     write: Callable[[dict[str, Any]], None]
@@ -95,7 +66,7 @@ class Loop:
         self.state, start = state, int(state.step)
         self.first = self.saved = start
         if owed:
-            self.conclude(start, evaluating=True, saving=self.due(self.every.save, start))
+            self.conclude(start, evaluating=True, saving=self.every.saves(start))
         while True:
             try:
                 self.advance(int(self.state.step))
@@ -106,7 +77,7 @@ class Loop:
                     refused, self.state, self.batches, self.engine
                 )
                 self.count(refused.step, metrics)
-                evaluating, saving = self.dues(refused.step)
+                evaluating, saving = self.every.dues(refused.step)
                 if evaluating or saving:
                     self.conclude(refused.step, evaluating, saving)
 
@@ -114,7 +85,7 @@ class Loop:
         """Steps from `start` updates to the last; raises Refused when the guard did not apply one."""
         pending, batches = None, self.batches(start)
         self.clock = time.perf_counter()
-        for done in range(start + 1, self.total + 1):
+        for done in range(start + 1, self.every.total + 1):
             self.phases.enter("data", done)
             try:
                 with self.stop.breakable(True):
@@ -135,14 +106,14 @@ class Loop:
             if pending:
                 self.settle(*pending)
             pending = (done, metrics)
-            evaluating, saving = self.dues(done)
+            evaluating, saving = self.every.dues(done)
             if not (evaluating or saving or self.stop()):
                 continue
             self.settle(*pending)
             pending = None
             self.conclude(done, evaluating, saving)
             self.clock = time.perf_counter()
-        self.phases.enter("end", self.total)
+        self.phases.enter("end", self.every.total)
 
     def conclude(self, done: int, evaluating: bool, saving: bool) -> None:
         """Evaluates and saves after a step, and ends the run if somebody wants it.
@@ -163,21 +134,17 @@ class Loop:
             going_on = {"meter": self.meter.state(), "owed": owed, "guard": self.recovery.state()}
             self.save(done, self.state, record, going_on)
             self.saved = done
-        if reason and (owed or done < self.total):
+        if reason and (owed or done < self.every.total):
             raise self.preempted(reason, done)
 
     def preempted(self, reason: str, done: int) -> Preempted:
         """What ends a run that was saved at a step."""
-        where = f"saved at step {done} of {self.total}" if done else "nothing to save before step 1"
+        where = (
+            f"saved at step {done} of {self.every.total}"
+            if done
+            else "nothing to save before step 1"
+        )
         return Preempted(f"{reason}: {where}; run the same command to go on")
-
-    def due(self, every: int, done: int) -> bool:
-        """Whether something with this period is due after `done` steps; at the end everything is."""
-        return done == self.total or (every > 0 and done % every == 0)
-
-    def dues(self, done: int) -> tuple[bool, bool]:
-        """Whether to evaluate and to save after `done` steps."""
-        return self.due(self.every.evaluate, done), self.due(self.every.save, done)
 
     def settle(self, done: int, metrics: Any) -> None:
         """Fetches a step's metrics, and writes a record when one is due; raises Refused if it was not applied."""
@@ -191,5 +158,5 @@ class Loop:
         now = time.perf_counter()
         self.meter.add(metrics, now - self.clock)
         self.clock = now
-        if self.due(self.every.log, done):
+        if self.every.logs(done):
             self.write(self.meter.take(done))

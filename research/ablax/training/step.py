@@ -8,47 +8,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ablax.config import RequestError, knob
+from ablax.config import RequestError
 from ablax.objectives.batch import Batch
 from ablax.objectives.forward import Forward, splits
 from ablax.objectives.sums import Sums
 from ablax.shapes import Array
-from ablax.training.guard import GuardConfig, GuardState, accept, judge
-from ablax.training.masks import DecayConfig, clip_by_global_norm
+from ablax.training.guard import GuardState, accept, judge
+from ablax.training.masks import clip_by_global_norm
+from ablax.training.micro import join_rows, split_rows
 from ablax.training.optimizers import build_optimizer, evaluation_params
+from ablax.training.settings import TrainingConfig
 from ablax.training.state import TrainState, key_of
-
-
-@dataclasses.dataclass(frozen=True)
-class StepConfig:
-    """How gradients become updates."""
-
-    accumulation: int = knob(
-        1, "Micro-batches per step, at an equal global batch.", mark="execution"
-    )
-    clip_norm: float | None = knob(1.0, "Largest global norm of a gradient, or none.")
-    decay: DecayConfig = knob(DecayConfig(), "Which parameters weight decay acts on.")
-    ema_decay: float | None = knob(
-        None, "Decay per step of the average of the parameters used in evaluation, or none."
-    )
-    guard: GuardConfig = knob(GuardConfig(), "What happens when a loss is not finite, or jumps.")
-    loss_chunk: int | None = knob(
-        None,
-        "Positions of a row whose logits exist at once, computed again in the backward pass; none = all.",
-        mark="execution",
-    )
-
-    def __post_init__(self):
-        if self.accumulation < 1:
-            raise RequestError(f"accumulation={self.accumulation} must be at least 1")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise RequestError(
-                f"clip_norm={self.clip_norm} must be positive; write none for no clipping"
-            )
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise RequestError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
-        if self.loss_chunk is not None and self.loss_chunk < 1:
-            raise RequestError(f"loss_chunk={self.loss_chunk} must be at least 1 position, or none")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,7 +39,7 @@ class Program:
     objective: Any
     optimizer: Any
     schedule: Callable[[Mapping[str, Any], Array], Array]
-    config: StepConfig
+    config: TrainingConfig
     spec: Mapping[str, jax.ShapeDtypeStruct]
     streams: bool = False
 
@@ -82,14 +52,12 @@ class Program:
 
     def transformation(self, hyper: Mapping[str, Any]) -> optax.GradientTransformation:
         """The optimizer for the given traced values."""
-        own = hyper.get("optimizer", {})
-        factor = hyper.get("schedule", {})
-        return build_optimizer(
-            self.optimizer,
-            own,
-            lambda step: own["learning_rate"] * self.schedule(factor, step),
-            self.config.decay.build(),
-        )
+        own, factor = hyper.get("optimizer", {}), hyper.get("schedule", {})
+
+        def rate(step: Array) -> Array:
+            return own["learning_rate"] * self.schedule(factor, step)
+
+        return build_optimizer(self.optimizer, own, rate, self.config.decay.build())
 
     def init(self, rng: Array, hyper: Mapping[str, Any]) -> TrainState:
         """A fresh state.
@@ -104,10 +72,8 @@ class Program:
             jnp.ones((1, self.spec[name].shape[1]), jnp.int32)
             for name in ("tokens", "positions", "segment_ids")
         )
-        variables = self.module.init(
-            {"params": init_key}, tokens, positions, segments, hyper=hyper.get("model", {})
-        )
-        params = variables["params"]
+        own = hyper.get("model", {})
+        params = self.module.init(init_key, tokens, positions, segments, hyper=own)["params"]
         carry = self.module.init_carry(self.spec["tokens"].shape[0]) if self.streams else ()
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -206,15 +172,3 @@ class Program:
         if self.config.ema_decay is not None:
             return state.ema
         return evaluation_params(self.optimizer, state.opt_state, state.params)
-
-
-def split_rows(tree: Any, parts: int) -> Any:
-    """[B ...] -> [parts B/parts ...]; part i takes rows i, i+parts, ..., so that each part lies on every device."""
-    return jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1), tree
-    )
-
-
-def join_rows(tree: Any) -> Any:
-    """The inverse of `split_rows`."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), tree)

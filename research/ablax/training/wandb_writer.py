@@ -49,7 +49,7 @@ class WandbWriter:
             entity=entity,
             name=name,
             id=self._id,
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]
             # Offline there is no server to ask; `wandb sync --append` joins the pieces by their id.
             resume="allow" if online else None,
             dir=str(folder.path),
