@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from ablax import cli, costs, inspection
-from ablax.experiment import base, resolve
+from ablax.experiment import base, read_experiment, resolve
 from ablax.models.flops import forward_flops_per_token
 from ablax.training import session
 
@@ -157,3 +157,28 @@ def test_every_knob_is_listed_with_its_default_its_mark_and_what_it_does(page, c
 def test_a_wrong_knob_is_one_line(page, capsys):
     assert cli.main(["inspect", f"--config={page}", "--config.model.num_layer=1"]) == 2
     assert "did you mean 'num_layers'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "billions"), [("6.7b", 6.66), ("13b", 12.9), ("175b", 174.6)])
+def test_what_a_device_of_a_mesh_holds(size, billions):
+    """Without such devices, or the memory. Catches moments that are not split, and rows that every device holds."""
+    page = read_experiment(f"experiments/pretrain/decoder.py:{size}").get_config()
+    experiment = resolve(page, {"training.batch_size": 1024, "model.unroll": 1})
+    sizes = {"data": 8, "fsdp": 16, "sequence": 1, "tensor": 1}
+    found = inspection.inspect(experiment, sizes=sizes)
+    whole = inspection.inspect(resolve(experiment, {"training.batch_size": 8}))
+    parameters = found["parameters"]["total"]
+    assert parameters == pytest.approx(billions * 1e9, rel=0.01)
+    # Vectors stay whole on every device.
+    assert found["memory"]["parameters"] == pytest.approx(4 * parameters / 16, rel=0.02)
+    assert found["memory"]["optimizer"] == pytest.approx(8 * parameters / 16, rel=0.02)
+    assert found["memory"]["activations"] == whole["memory"]["activations"]
+    kernel = found["parameters"]["table"]["blocks/mlp/in/kernel"]
+    assert kernel["partition"] == "-,fsdp,-"
+
+
+@pytest.mark.parametrize("mesh", ["fsdp", "rows:2", "fsdp:0", "fsdp:2,", "fsdp:-1"])
+def test_a_mesh_that_makes_no_sense_is_refused(mesh, capsys):
+    page = "--config=experiments/pretrain/decoder.py:tiny"
+    assert cli.main(["inspect", page, f"--mesh={mesh}"]) == 2
+    assert "is not AXIS:N" in capsys.readouterr().err

@@ -22,9 +22,9 @@ def main(kv_heads: int, *sizes: int) -> None:
     segments = jnp.asarray([[1] * 6, [1, 1, 2, 2, 2, 0]] * 2)
     positions = jnp.asarray([[0, 1, 2, 3, 4, 5], [0, 1, 0, 1, 2, 0]] * 2)
     rule, core = Rule(positions, positions, segments, segments, True), DotProductAttention()
-    axes = ("data", "fsdp", "sequence", "tensor")
-    devices = np.asarray(jax.devices()).reshape(sizes)
-    mesh = Mesh(devices, axes, axis_types=(AxisType.Auto,) * 4)
+    axes = ("data", "fsdp", "sequence", "tensor", "expert")
+    devices = np.asarray(jax.devices()).reshape(*sizes, 1)
+    mesh = Mesh(devices, axes, axis_types=(AxisType.Auto,) * 5)
 
     def results(attend):
         def total(*arrays):

@@ -1,0 +1,106 @@
+"""What XLA makes of a sharded step: read from the compiled program, on CPU and for TPUs that are not here."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from compiling import flags
+
+SCRIPT = pathlib.Path(__file__).with_name("compiled_step.py")
+ROOT = SCRIPT.parent.parent.parent
+# Of one layer of the tiny model, float32: the feed-forward kernels [32, 128].
+LAYER_BYTES = 32 * 128 * 4
+
+
+def child(command, **environment):
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_fsdp_gathers_layer_by_layer():
+    """Catches a stack of layers that is gathered whole, and parameters that were never split."""
+    found = child([str(SCRIPT), "decoder", "data=1", "fsdp=8"], XLA_FLAGS=flags(8), NPROC="32")
+    gathered = [size for kind, size in found["collectives"] if kind == "all-gather"]
+    assert len(gathered) > 10, "each kernel of each layer"
+    assert max(gathered) <= LAYER_BYTES < found["largest"]
+
+
+def test_data_parallelism_gathers_nothing():
+    found = child([str(SCRIPT), "decoder", "data=8"], XLA_FLAGS=flags(8), NPROC="32")
+    assert {kind for kind, _ in found["collectives"]} == {"all-reduce"}
+
+
+@pytest.fixture(scope="module")
+def tpu_compiler():
+    """The environment of a process that can compile for TPUs."""
+    folder = ROOT / ".venv" / "libtpu"
+    if not folder.is_dir():
+        pytest.skip("libtpu is not in .venv/libtpu; scripts/test --ci puts it there")
+    paths = os.pathsep.join([*sys.path, str(folder)])
+    return {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "XLA_FLAGS": ""}
+
+
+# What XLA makes of a sum whose parts are wanted is its own choice: over all eight of a v5p it keeps the sum.
+TOPOLOGIES = {"v5e:2x4": (1, 8), "v5p:2x2x2": (2, 4)}
+SIZES = {
+    "decoder": ["--config=experiments/pretrain/decoder.py:small", "--config.model.num_layers=2"],
+    "encoder": ["--config=experiments/pretrain/encoder.py:small", "--config.model.num_layers=2"],
+    "lstm": ["--config=experiments/pretrain/lstm.py:small", "--config.model.width=640"],
+}
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("family", SIZES)
+def test_a_step_compiles_for_tpus(family, topology, tpu_compiler):
+    """XLA's own memory and collectives of the real step. Catches a gradient that every device sums whole."""
+    data, fsdp = TOPOLOGIES[topology]
+    found = child(
+        [
+            *("-m", "ablax.cli", "inspect", *SIZES[family], f"--topology={topology}"),
+            *(f"--config.parallel.data={data}", f"--config.parallel.fsdp={fsdp}"),
+            *("--config.training.batch_size=16", "--config.data.sequence_length=128"),
+            *("--config.data.tokenizer=bpe", "--config.data.tokenizer.vocab_size=1024"),
+            *("--config.data.source=builtin:python_reference", "--config.training.steps=100"),
+            *(
+                "--config.schedule.warmup=10",
+                "--config.evaluation.every=0",
+                "--config.checkpoint.every=0",
+            ),
+        ],
+        **tpu_compiler,
+    )["compiled"]
+    assert found["fits"]
+    assert found["devices"] == 8
+    assert found["memory"]["total"] < 2**34
+    assert found["collectives"]["all-gather"]["count"] > 3
+    scattered = found["collectives"].get("reduce-scatter", {"bytes": 0})["bytes"]
+    summed = found["collectives"]["all-reduce"]["bytes"]
+    if family != "lstm":
+        assert scattered > 0
+    assert summed < 2**26
+
+
+@pytest.mark.ci
+def test_a_step_that_does_not_fit_says_so(tpu_compiler):
+    found = child(
+        [
+            *("-m", "ablax.cli", "inspect", *SIZES["decoder"], "--topology=v5e:2x4"),
+            "--config.training.batch_size=1024",
+        ],
+        **tpu_compiler,
+    )["compiled"]
+    assert not found["fits"]
+    assert "exceeds available HBM" in found["why"]
