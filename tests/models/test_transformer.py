@@ -248,6 +248,26 @@ def loss_and_gradient(**execution):
     return jax.jit(jax.value_and_grad(loss))
 
 
+def program_length(layers: int, unroll: int) -> int:
+    """Characters of the lowered forward pass."""
+    module = DecoderConfig(**{**SMALL, "num_layers": layers, "unroll": unroll}).build(V, T)
+    points, hyper = jnp.zeros((B, T), jnp.int32), hyper_of(module.config)
+
+    def init(key):
+        return module.init(key, points, points, points, hyper=hyper)
+
+    def forward(params):
+        return module.apply(params, points, points, points, hyper=hyper)[0].sum()
+
+    return len(jax.jit(forward).lower(jax.eval_shape(init, jax.random.key(0))).as_text())
+
+
+def test_a_rolled_stack_is_one_layer_for_the_compiler():
+    """However many layers there are. Catches a loop over layers that is always unrolled."""
+    assert program_length(6, unroll=1) < 1.02 * program_length(2, unroll=1)
+    assert program_length(6, unroll=0) > 1.5 * program_length(2, unroll=0)
+
+
 @functools.cache
 def executed(**execution) -> tuple[str, Any]:
     """The program's text, and its loss and gradients."""
