@@ -1,5 +1,6 @@
 """Checkpoints: what comes back is what was saved, or an error that says why not."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,10 +9,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from ablax.config import RequestError
-from ablax.training.checkpoints import Checkpoints
+from ablax.training.checkpoints import Checkpoints, SaveError
 from ablax.training.manifest import Damaged, leaves_of
 from checkpoint_states import METRIC, Moments, fill, make_state, same
 
@@ -100,6 +102,36 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path):
         state, cursor, _ = checkpoints.restore(make_state())
         assert cursor == {"bytes": 2}
         assert same(state, make_state(2))
+
+
+@pytest.mark.parametrize("ends", ["killed", "fails"])
+def test_a_checkpoint_is_there_until_its_replacement_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+):
+    """Catches: deleting first and writing then, which loses the only checkpoint if the writing does not end."""
+    save, left = ocp.CheckpointManager.save, tmp_path / "left"
+
+    def ending(self, *arguments, **options):
+        shutil.copytree(self.directory, left)  # what a kill would leave
+        if ends == "fails":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return save(self, *arguments, **options)
+
+    with Checkpoints(tmp_path / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(7, make_state(1), {}, {})
+        checkpoints.wait()
+        monkeypatch.setattr(ocp.CheckpointManager, "save", ending)
+        if ends == "fails":
+            with pytest.raises(SaveError, match="checkpoint 7 is still good"):
+                checkpoints.save(7, make_state(2), {}, {})
+        else:
+            checkpoints.save(7, make_state(2), {}, {})
+        seed = 1 if ends == "fails" else 2
+        assert same(checkpoints.restore(make_state())[0], make_state(seed))
+        assert os.listdir(checkpoints.folder) == ["7"]
+    with Checkpoints(left, keep=1) as checkpoints:
+        assert same(checkpoints.restore(make_state())[0], make_state(1))
+        assert os.listdir(left) == ["7"]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import orbax.checkpoint as ocp
+from orbax.checkpoint import multihost
 
 from ablax.config import RequestError
 from ablax.training import disk
@@ -94,7 +95,8 @@ class Checkpoints:
         donated afterwards.
 
         Args:
-          step: number of updates behind the state; a checkpoint of the same step is replaced.
+          step: number of updates behind the state; a checkpoint of the same step is replaced, and lost only when the
+            new one is durable.
           state: pytree of arrays; random keys as raw uint32 key data.
           cursor: JSON that says how far the metrics were written.
           config: JSON of the resolved configuration.
@@ -113,8 +115,10 @@ class Checkpoints:
         items = {name: ocp.args.JsonSave(value) for name, value in contents.items()}  # type: ignore[call-arg]
         self._scores[step] = self._score(contents["scores"])
         try:
-            if step in self.all_steps():
-                self._manager.delete(step)
+            if (
+                step in self._manager.all_steps()
+            ):  # what all processes believe, whatever one sees on disk
+                self._replace(step)
             arrays = ocp.args.StandardSave(state)  # type: ignore[call-arg]
             composite = ocp.args.Composite(state=arrays, **items)
             self._manager.save(step, args=composite, force=True)
@@ -131,7 +135,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._failure(error) from error
-        self._saving = None
+        if self._saving:
+            self._saving = None
+            self._clean()
 
     def close(self) -> None:
         """Waits, as `wait` does, and frees what Orbax holds."""
@@ -250,10 +256,18 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=self._options)
         return disk.failed_save(self.folder, step, error, needed, self.latest_step())
 
+    def _replace(self, step: int) -> None:
+        """Makes room for another checkpoint of a step; until that one is durable, `_clean` would take this one back."""
+        if self._writer:
+            disk.set_aside(self.folder / str(step))
+        multihost.sync_global_processes(multihost.unique_barrier_key("ablax:replaced_step"))
+        self._manager.reload()
+
     def _clean(self) -> None:
         """Orbax's threads may make a folder even after their save has failed, so this is done more than once."""
         if self._writer:
             disk.remove_unfinished(self.folder)
+            disk.settle_replaced(self.folder)
 
     def _quarantine(self, step: int) -> None:
         if not self._writer:

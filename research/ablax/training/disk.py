@@ -1,5 +1,6 @@
 """The file system that checkpoints lie on: what it has room for, and what is said when it fails."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -15,6 +16,7 @@ from ablax.run import RunFailed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # JSON, tree metadata and folders of a checkpoint beside its arrays; a block for each small file.
 OVERHEAD_BYTES = 64 << 10
+REPLACED = ".replaced"
 
 
 class SaveError(RunFailed):
@@ -107,3 +109,20 @@ def remove_unfinished(folder: Path) -> None:
     """Removes what a save that failed or was killed left behind."""
     for path in folder.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Gives a checkpoint a name under which nobody looks for one, until another of its step is durable."""
+    checkpoint.rename(checkpoint.with_name(checkpoint.name + REPLACED))
+
+
+def settle_replaced(folder: Path) -> None:
+    """Removes what was set aside if there is another of its step by now, and takes it back if there is none."""
+    for aside in folder.glob(f"*{REPLACED}"):
+        if aside.with_suffix("").exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            with contextlib.suppress(
+                OSError
+            ):  # a disk that takes no writes; the next start tries again
+                aside.rename(aside.with_suffix(""))
