@@ -20,7 +20,7 @@ from ablax.trainer import specials_of
 from ablax.training import session
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.descent import Descent
-from ablax.training.guard import released, why_refused
+from ablax.training.guard import NOT_FINITE, released, why_refused
 from ablax.training.ledger import hash_rows, read_ledger
 from ablax.training.masks import STACKED, parameter_path
 from ablax.training.parallel import MeshEngine
@@ -101,6 +101,8 @@ def forensics(
         first = f"gradient of {bad[-1]}"
     if first is None and (where := first_not_finite(without_hyper(after))):
         first = f"the update of {where}"
+    if first is None and int(metrics["refused"]) == NOT_FINITE:
+        first = "the update"
     return {
         "step": step,
         "checkpoint": scene.checkpoint,

@@ -15,6 +15,7 @@ from ablax.training.recovery import first_not_finite
 from ablax.training.state import scalars
 
 CONFIG, OFF = GuardConfig(spike=4.0, window=8), GuardConfig(window=8)
+PARAMS = {"kernel": jnp.zeros(2)}
 HYPER = {"training": {"guard": {"spike": jnp.float32(4)}}}
 
 
@@ -23,7 +24,7 @@ def judged(losses, state=None, norm=1.0, config=CONFIG):
     state, verdicts = state or GuardState.fresh(), []
     for loss in losses:
         sums = Sums(jnp.float32(3 * loss), jnp.int32(3))
-        before, state = state, judge(config, state, HYPER, sums, jnp.float32(norm))
+        before, state = state, judge(config, state, HYPER, sums, jnp.float32(norm), PARAMS)
         verdicts.append(int(state.refused))
         if verdicts[-1]:  # what `accept` leaves of a refused step, released
             state = before
@@ -80,7 +81,7 @@ def test_what_is_not_finite_is_refused(bad):
 def test_a_refused_step_freezes_those_that_follow():
     """Catches: a second step, dispatched before the host knew, that is applied."""
     frozen = dataclasses.replace(GuardState.fresh(), refused=jnp.int32(SPIKE))
-    state = judge(OFF, frozen, {}, Sums(jnp.float32(3), jnp.int32(3)), jnp.float32(1))
+    state = judge(OFF, frozen, {}, Sums(jnp.float32(3), jnp.int32(3)), jnp.float32(1), PARAMS)
     assert int(state.refused) == SPIKE
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ablax.objectives.causal import CausalConfig
+from ablax.training.guard import why_refused
 from ablax.training.optimizers import OPTIMIZERS
 from ablax.training.settings import TrainingConfig
 from ablax.training.state import scalars
@@ -107,3 +108,15 @@ def test_the_average_follows_the_parameters(batch):
     expected = 0.75 * state.params["kernel"] + 0.25 * after.params["kernel"]
     np.testing.assert_allclose(after.ema["kernel"], expected, rtol=1e-6)  # roundings of float32
     np.testing.assert_array_equal(made.evaluation_params(after)["kernel"], after.ema["kernel"])
+
+
+def test_an_update_that_overflows_is_not_applied(batch):
+    """Catches: a guard that looks at loss and gradient only, and leaves infinite parameters for the next step."""
+    made, hyper = program(ema_decay=0.75)
+    hyper["optimizer"]["learning_rate"] = jnp.float32(np.inf)
+    state = start(made, hyper)
+    after, metrics = made.step(state, batch)
+    assert np.isfinite([metrics["loss"].total, metrics["gradient_norm"]]).all()
+    assert why_refused(metrics) == "the update is not finite"
+    for part in ("params", "opt_state", "ema", "step"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, part), getattr(state, part))

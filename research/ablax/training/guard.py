@@ -22,7 +22,7 @@ SMALLEST_DEVIATION = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """What happens when loss or gradient are not finite, or the loss jumps. Such a step is never applied.
+    """What happens when loss, gradient or update are not finite, or the loss jumps. Such a step is never applied.
 
     It is repeated from the state before it, and said to be deterministic or transient. Spikes are not looked for by
     default: PaLM (Chowdhery et al. 2022, section 5.1) and OPT (Zhang et al. 2022, section 2.5) went back by hand and
@@ -82,7 +82,12 @@ class GuardState:
 
 
 def judge(
-    config: GuardConfig, before: GuardState, hyper: Mapping[str, Any], loss: Sums, norm: Array
+    config: GuardConfig,
+    before: GuardState,
+    hyper: Mapping[str, Any],
+    loss: Sums,
+    norm: Array,
+    params: Any,
 ) -> GuardState:
     """The verdict on a step, from sums over the whole batch: every device comes to the same one.
 
@@ -93,8 +98,11 @@ def judge(
       hyper: the traced knobs.
       loss: of the batch; its mean is judged.
       norm: of the gradient, before clipping.
+      params: after the step, which an update that overflows makes infinite where loss and gradient are not.
     """
-    refused = jnp.where(jnp.isfinite(loss.total) & jnp.isfinite(norm), ACCEPTED, NOT_FINITE)
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
+    finite = jnp.isfinite(loss.total) & jnp.isfinite(norm) & jnp.stack(leaves).all()
+    refused = jnp.where(finite, ACCEPTED, NOT_FINITE)
     mean, variance, seen = before.mean, before.variance, before.seen
     if config.spike != 0:
         deviations = hyper["training"]["guard"]["spike"]
@@ -135,4 +143,6 @@ def why_refused(metrics: Any) -> str | None:
     if metrics["refused"] == SPIKE:
         return f"loss {loss:.4g} is a spike"
     norm = float(metrics["gradient_norm"])
+    if loss - loss == norm - norm == 0:
+        return "the update is not finite"
     return f"loss is {loss}" if loss - loss != 0 else f"gradient_norm is {norm}"

@@ -150,7 +150,7 @@ class Program:
         after = dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, carry=carry
         )
-        verdict = judge(self.config.guard, state.guard, state.hyper, loss, norm)
+        verdict = judge(self.config.guard, state.guard, state.hyper, loss, norm, params)
         numbers = {"gradient_norm": norm, "learning_rate": rate, "refused": verdict.refused}
         return accept(verdict, state, after), numbers
 
