@@ -214,11 +214,11 @@ def test_the_walk_sees_what_is_unsafe(line: str):
 
 AUDITED = """
 import os, sys
-workdir, planted, mode = sys.argv[1:]
-os.chdir(workdir)
+plain, module, planted = sys.argv[1:]
+os.chdir(plain)
 import ablax, ablax.model, ablax.folders, ablax.trainer
 import jax, orbax.checkpoint  # what they import is theirs
-seen, watching = [], False
+seen, watching = [], True
 
 def hook(event, arguments):
     if not watching:
@@ -239,35 +239,44 @@ def hook(event, arguments):
         seen.append((event, frame.f_code.co_filename))
     else:
         return
-    if place and (workdir in place or planted in place):
+    if place and any(folder in place for folder in (plain, module, planted)):
         seen.append((event, place))
 
+def found():
+    global watching
+    watching = False
+    files = [getattr(m, "__file__", None) or "" for m in sys.modules.values()]
+    inside = [file for file in files if file.startswith((plain, module, planted))]
+    said = [sorted(set(seen)), inside, os.path.exists(os.path.join(planted, "ran"))]
+    seen.clear()
+    watching = True
+    return said
+
 sys.addaudithook(hook)
-watching = True
-if mode == "plain":
-    model = ablax.load(workdir)
-    model.generate("the", max_new_tokens=2, seed=1)
-    ablax.evaluate(workdir)
-elif mode == "unpickle":
-    import pickle
-    pickle.loads(pickle.dumps(os.path.join))
-elif mode == "execute":
-    exec(compile("1", os.path.join(workdir, "evil.py"), "exec"))
-else:
-    for use in (
-        lambda: ablax.load(workdir),
-        lambda: ablax.evaluate(workdir),
-        lambda: ablax.fork(workdir, workdir + "-fork"),
-        lambda: ablax.train(ablax.base(), workdir, progress=False),
-    ):
-        try:
-            use()
-            print("accepted")
-        except ablax.RequestError as error:
-            assert "code outside Ablax" in str(error), error
-watching = False
-inside = [m for m in sys.modules.values() if (getattr(m, "__file__", None) or "").startswith((workdir, planted))]
-print(sorted(set(seen)), inside, os.path.exists(os.path.join(planted, "ran")))
+said = {}
+model = ablax.load(plain)
+model.generate("the", max_new_tokens=2, seed=1)
+ablax.evaluate(plain)
+said["plain"] = found()
+os.chdir(module)
+for use in (
+    lambda: ablax.load(module),
+    lambda: ablax.evaluate(module),
+    lambda: ablax.fork(module, module + "-fork"),
+    lambda: ablax.train(ablax.base(), module, progress=False),
+):
+    try:
+        use()
+        said["accepted"] = True
+    except ablax.RequestError as error:
+        assert "code outside Ablax" in str(error), error
+said["module"] = found()
+import pickle
+pickle.loads(pickle.dumps(os.path.join))
+exec(compile("1", os.path.join(plain, "evil.py"), "exec"))
+said["bad"] = found()
+import json
+print(json.dumps(said))
 """
 EVIL = """
 import dataclasses, pathlib
@@ -281,37 +290,47 @@ class Model:
 """
 
 
-def audited(workdir: pathlib.Path, planted: pathlib.Path, mode: str) -> str:
-    planted.mkdir(exist_ok=True)
-    for place in (workdir, workdir / "code", workdir / "checkpoints", planted):
-        place.mkdir(exist_ok=True)
+@pytest.fixture(scope="module")
+def audited(run: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What a process saw that loads a run, then one whose configuration names somebody's module, then does what is
+    forbidden: what ran, modules from where nothing may come from, and whether planted code ran.
+    """
+    place = tmp_path_factory.mktemp("audited")
+    planted, folders = place / "planted", [place / "plain", place / "module"]
+    planted.mkdir()
+    for workdir in folders:
+        shutil.copytree(run, workdir)
+    config = json.loads((folders[1] / "config.json").read_text())
+    config["model"] = {"kind": "evil:Model"}
+    (folders[1] / "config.json").write_text(json.dumps(config))
+    places = [folder / name for folder in folders for name in ("", "code", "checkpoints")]
+    for folder in [*places, planted]:
+        folder.mkdir(exist_ok=True)
         for name in ("evil", "page", "sitecustomize", "usercustomize", "orbax", "msgpack"):
-            if place != planted or name == "evil":
-                (place / f"{name}.py").write_text(EVIL.format(planted=str(planted)))
+            if folder != planted or name == "evil":
+                (folder / f"{name}.py").write_text(EVIL.format(planted=str(planted)))
     path = [str(ROOT / "research"), str(planted)]  # `evil` could be imported
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-P", "-c", AUDITED, str(workdir), str(planted), mode]
+    command = [sys.executable, "-P", "-c", AUDITED, *map(str, [*folders, planted])]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout.strip()
+    return json.loads(done.stdout)
 
 
-def test_loading_runs_no_code(copy: pathlib.Path, tmp_path: pathlib.Path):
+def test_loading_runs_no_code(audited: dict):
     """Python files planted in the run folder, which is the current folder, are neither imported nor run, and nothing
     is unpickled while a run is loaded, evaluated and continues a prompt.
     """
-    assert audited(copy, tmp_path / "planted", "plain") == "[] [] False"
+    assert audited["plain"] == [[], [], False]
 
 
-def test_a_kind_that_names_a_module_is_refused(copy: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_kind_that_names_a_module_is_refused(audited: dict):
     """A configuration that names an importable module of somebody: load, evaluate, fork and train refuse it unread."""
-    config = json.loads((copy / "config.json").read_text())
-    config["model"] = {"kind": "evil:Model"}
-    (copy / "config.json").write_text(json.dumps(config))
-    assert audited(copy, tmp_path / "planted", "module") == "[] [] False"
+    assert audited["module"] == [[], [], False]
+    assert "accepted" not in audited
 
 
-@pytest.mark.parametrize("mode", ["unpickle", "execute"])
-def test_the_hook_sees_what_it_should(copy: pathlib.Path, tmp_path: pathlib.Path, mode: str):
-    said = audited(copy, tmp_path / "planted", mode)
-    assert {"unpickle": "pickle.find_class", "execute": "evil.py"}[mode] in said
+def test_the_hook_sees_what_it_should(audited: dict):
+    seen = dict(audited["bad"][0])
+    assert "pickle.find_class" in seen
+    assert seen["exec"].endswith("evil.py")
