@@ -183,14 +183,17 @@ def edit_scores(folder: Path) -> None:
     ("damage", "where"),
     [
         (truncate, "params.kernel/0.0"),
-        (flip, "3/state: params/kernel: not what was saved"),
+        (flip, "params/kernel: not what was saved"),
         (edit_cursor, "3/cursor is not what was saved"),
         (edit_scores, "3/scores is not what was saved"),
         (lose_manifest, "3/manifest is missing"),
     ],
 )
 def test_damage_is_found_said_and_skipped(copy: Path, damage, where: str):
-    """Fails if a damaged checkpoint is used, or if the run cannot go on from the one before."""
+    """Fails if a damaged checkpoint is used, if its file is not named among those of its arrays, or if the run cannot
+    go on from the one before.
+    """
+    hurt = largest(copy / "3").relative_to(copy)
     damage(copy / "3")
     said: list[str] = []
     with Checkpoints(copy, 3, METRIC, say=said.append) as checkpoints:
@@ -200,6 +203,7 @@ def test_damage_is_found_said_and_skipped(copy: Path, damage, where: str):
         assert len(said) == 1
         assert "checkpoint 3" in said[0]
         assert where in said[0]
+        assert (f"({hurt}: " in said[0]) == (damage in (truncate, flip))
         assert "going back to checkpoint 2" in said[0]
         checkpoints.save(3, make_state(30), {}, {})
         assert checkpoints.restore(make_state())[2] == 3

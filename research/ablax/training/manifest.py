@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 
 from ablax.config import RequestError
 from ablax.run import write_json
+from ablax.training.chunks import files_of
 from ablax.training.masks import parameter_path
 
 SHOWN = 4
@@ -108,14 +109,19 @@ def check_item(manifest: Mapping[str, Any], name: str, content: Mapping[str, Any
         raise Damaged(f"{manifest['step']}/{name} is not what was saved")
 
 
-def check_leaves(manifest: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:
-    """Raises Damaged, naming the arrays, unless each of them is what was saved."""
+def check_leaves(manifest: Mapping[str, Any], leaves: Mapping[str, Any], item: Path) -> None:
+    """Raises Damaged, naming the arrays and their files, unless each of them is what was saved.
+
+    Args:
+      item: the folder that they were read from.
+    """
     found = describe(leaves)
     bad = [path for path, entry in found.items() if entry != manifest["leaves"].get(path)]
     if bad:
         more = f" and {len(bad) - SHOWN} more arrays" if len(bad) > SHOWN else ""
-        shown = ", ".join(bad[:SHOWN])
-        raise Damaged(f"{manifest['step']}/state: {shown}{more}: not what was saved")
+        shown, root = bad[:SHOWN], item.parent.parent
+        files = dict.fromkeys(str(f.relative_to(root)) for p in shown for f in files_of(item, p))
+        raise Damaged(f"{', '.join(files)}: {', '.join(shown)}{more}: not what was saved")
 
 
 def cause(error: BaseException, item: Path) -> str:
@@ -131,6 +137,8 @@ def cause(error: BaseException, item: Path) -> str:
     told = next((e for e in chain if re.match(r"[A-Z_]+: ", str(e))), error)
     text = str(told).split(" [tensorstore_spec")[0].strip().split("\n")[0] or type(told).__name__
     named = [Path(name) for name in re.findall(re.escape(str(item)) + r"/[\w./-]*\w", text)]
+    if array := re.search(r'"([^"/]+)/[^"]*" in OCDBT database', text):
+        named = [*named, *files_of(item, array[1])]
     lost = [item / name for name in ESSENTIAL.get(item.name, ()) if not (item / name).is_file()]
     file = (*lost, *named[::-1], item)[0]
     missing = "" if file.exists() else " is missing"

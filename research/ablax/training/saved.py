@@ -66,7 +66,7 @@ class SavedCheckpoint:
             abstract = jax.tree.map(_abstract, template)
             state = reader.restore(path, args=ocp.args.StandardRestore(abstract))  # type: ignore[call-arg]
         if manifest:
-            check_leaves(manifest, leaves_of(state))
+            check_leaves(manifest, leaves_of(state), path)
         return state, cursor
 
     def arrays(self, wanted: Callable[[str], bool] = lambda path: True) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ class SavedCheckpoint:
         if manifest:
             if lost := [p for p in manifest["leaves"] if wanted(p) and p not in found]:
                 raise Damaged(f"{self.step}/state: {lost[0]} is missing")
-            check_leaves(manifest, found)
+            check_leaves(manifest, found, path)
         return found
 
     def shapes(self) -> Mapping[str, Any]:
