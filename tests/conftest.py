@@ -1,6 +1,7 @@
 """One strict session for all tests: CPU, no silent rank promotion, checked shapes, a private cache, two threads."""
 
 import os
+import signal
 import sys
 
 from compiling import FLAGS
@@ -11,6 +12,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+# A shell without job control lets what it starts in the background ignore Ctrl-C, and children inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pathlib
 
