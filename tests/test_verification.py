@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ablax import cli
+from ablax import cli, verification
 from ablax.run import RunFailed
 from ablax.training.ledger import Ledger
 from ablax.verification import (
@@ -94,7 +94,7 @@ class Rows:
 
 def made_up(workdir, changed_step=None, **changes):
     """The outcome of a run that nobody trained."""
-    workdir.mkdir()
+    workdir.mkdir(exist_ok=True)
     rows: Any = Rows()
     with Ledger(workdir, rows, lambda step: step - 1, print) as ledger:
         for step in range(1, 31):
@@ -126,6 +126,60 @@ def test_what_differs_first_is_named(tmp_path):
     assert first_difference(whole, longer) == "3 records against 4"
     parted = made_up(tmp_path / "parted", changed_step=7, records=records, leaves=leaves)
     assert first_difference(whole, parted) == "the batch of step 7"
+
+
+@pytest.fixture
+def staged(monkeypatch, tmp_path):
+    """Stages a GPU's runs, name -> losses, which nobody trains; returns the receipt and what was said."""
+
+    def stage(runs, **options):
+        def ended(arguments, workdir, environment):
+            outcome = made_up(workdir)
+            status = {"devices": {"platform": "gpu"}}
+            (workdir / "run.json").write_text(json.dumps(status))
+            flags = environment.get("XLA_FLAGS", "")
+            loss, deterministic = runs[workdir.name], verification.DETERMINISTIC in flags
+            records = [{"step": 10, "split": "train", "loss": loss}]
+            speed = 2.0 if deterministic else 3.0
+            return dataclasses.replace(outcome, records=records, speed=speed)
+
+        said = []
+        monkeypatch.setattr(verification, "finish", ended)
+        monkeypatch.setattr(verification, "kill", lambda *_: (15, 10))
+        return verify_resume([], tmp_path / "proof", say=said.append, **options), said
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("resumed", "verdict"), [(1.0, "equal"), (1.15, "within noise"), (1.25, "different")]
+)
+def test_on_a_gpu_the_noise_is_measured(staged, resumed, verdict):
+    """Catches: equal bits asked of programs that do not give them, a difference that counts as noise because it was
+    never compared, and noise that is measured although nothing differs."""
+    receipt, said = staged({"undisturbed": 1.0, "killed": resumed, "again": 1.1})
+    assert receipt["verdict"] == verdict
+    assert any("measuring the noise" in line for line in said) == (verdict != "equal")
+    assert (receipt["same_seed_noise"] is None) == (verdict == "equal")
+
+
+@pytest.mark.parametrize(("resumed", "verdict"), [(1.0, "equal"), (1.1, "different")])
+def test_deterministic_programs_must_be_equal_and_their_cost_is_said(staged, resumed, verdict):
+    """Catches: noise allowed although it was to be excluded, a cost that compares a run with itself."""
+    runs = {"undisturbed": 1.0, "killed": resumed, "plain": 1.1}
+    receipt, said = staged(runs, deterministic=True)
+    assert receipt["verdict"] == verdict
+    assert receipt["deterministic_time_ratio"] == 1.5
+    assert "deterministic programs take 1.500 of the time of others" in said
+    assert verification.DETERMINISTIC in receipt["environment"]["XLA_FLAGS"]
+
+
+def test_a_run_that_somebody_else_killed_is_no_proof(tmp_path, monkeypatch):
+    """As the kernel does when memory is short. Catches: a traceback about a ledger that is not there."""
+    dying = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(verification, "command", lambda *_: dying)
+    with pytest.raises(RunFailed, match=r"ended \(-9\) before it could be killed at step 5"):
+        verification.kill([], tmp_path / "run", os.environ, 5)
 
 
 def test_a_run_that_fails_or_ends_too_soon_is_no_proof(page, tmp_path, monkeypatch, capsys):

@@ -87,12 +87,8 @@ def verify_resume(
     if difference and not deterministic and _accelerated(whole):
         say("the programs are not deterministic: measuring the noise of two undisturbed runs")
         again = finish(arguments, folder / "again", environment)
-        noise, apart = largest_change(whole, again), largest_change(whole, resumed)
-        batches = compare_ledgers(whole.workdir, resumed.workdir)
-        within = batches.same and all(
-            apart[path] <= NOISE * largest for path, largest in noise.items()
-        )
-        verdict = "within noise" if within else "different"
+        noise = largest_change(whole, again)
+        verdict = "within noise" if is_noise(whole, resumed, noise) else "different"
     cost = None
     if deterministic and _accelerated(whole):
         plain = finish(arguments, folder / "plain", dict(os.environ))
@@ -159,7 +155,7 @@ def kill(
     Raises:
       RunFailed: if it ended before.
     """
-    records = workdir / FOLDER / "0.bin"
+    records, killed = workdir / FOLDER / "0.bin", False
     log = workdir.with_name(f"{workdir.name}.log")
     with log.open("w") as sink:
         process = subprocess.Popen(
@@ -168,13 +164,14 @@ def kill(
         try:
             while process.poll() is None:
                 begun = records.stat().st_size // RECORD.itemsize - 1 if records.exists() else 0
-                if begun >= step and steps_of(workdir):
+                if killed := begun >= step and bool(steps_of(workdir)):
                     break
                 time.sleep(POLL_SECONDS)
         finally:
             process.kill()
             process.wait()
-    if process.returncode != -9:
+    # The kernel kills with the same signal when memory is short.
+    if not killed or process.returncode != -9:
         last = (log.read_text().strip().splitlines() or [""])[-1]
         raise RunFailed(
             f"the run ended ({process.returncode}) before it could be killed at step {step} with a checkpoint; "
@@ -230,6 +227,19 @@ def largest_change(one: Outcome, other: Outcome) -> dict[str, float]:
                 path = f"{a['split']}/{name}"
                 found[path] = max(found.get(path, 0.0), abs(value - b[name]))
     return found
+
+
+def is_noise(one: Outcome, other: Outcome, noise: Mapping[str, float]) -> bool:
+    """Whether two runs saw the same batches and differ no more than `NOISE` times what two undisturbed ones do.
+
+    Args:
+      noise: see `largest_change`.
+    """
+    same = compare_ledgers(one.workdir, other.workdir).same
+    if not same or [r.keys() for r in one.records] != [r.keys() for r in other.records]:
+        return False
+    apart = largest_change(one, other)
+    return all(apart[path] <= NOISE * largest for path, largest in noise.items())
 
 
 def _accelerated(run: Outcome) -> bool:
