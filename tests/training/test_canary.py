@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from ablax.training.canary import canary_rows, check_kernel, with_kernel
 from ablax.training.loop import Loop
 
 T = 16
+README = pathlib.Path(__file__).resolve().parent.parent.parent / "README.md"
 
 
 def forgetful(core, query, key, value, rule, bias):
@@ -40,7 +42,9 @@ class Owned(DotProductAttention):
 
 def experiment_of(kernel, **changes):
     given = {
-        "data.source": "builtin:python_reference",
+        "data.source": f"text:{README}",
+        "data.source.document": "line",
+        "data.split.validation": 0.2,
         "data.tokenizer": "byte",
         "data.layout": "packed",
         "data.sequence_length": T,
