@@ -91,7 +91,11 @@ def travelled(engines, experiment, steps):
                 hyper = session.hyper_of(experiment)  # the step before took its buffers
                 template = engine.template(session.root_key(0), hyper)
                 restored, _, _ = checkpoints.restore(without_hyper(template))
-                state = dataclasses.replace(restored, hyper=hyper)
+                # Placed as `run` places it: the step that is compiled already is made.
+                placed = jax.tree.map(
+                    lambda x, like: jax.device_put(x, like.sharding), hyper, template.hyper
+                )
+                state = dataclasses.replace(restored, hyper=placed)
             state, metrics = engine.step(state, batch)
             loss = jax.device_get(metrics["loss"])
             losses.append(float(loss.total) / int(loss.count))
