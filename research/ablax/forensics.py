@@ -24,7 +24,7 @@ from ablax.training.guard import NOT_FINITE, released, why_refused
 from ablax.training.ledger import hash_rows, read_ledger
 from ablax.training.masks import STACKED, parameter_path
 from ablax.training.parallel import MeshEngine
-from ablax.training.recovery import NOTHING, events_of, first_not_finite, left_out_from, position
+from ablax.training.recovery import NOTHING, events_of, first_not_finite, left_out_after, position
 from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import Program
 
@@ -130,13 +130,9 @@ def reach(plan: Descent, folder: RunFolder, step: int, say: Say) -> Scene:
         state = donor.give(plan.program, state, say)
     events = events_of(folder)
     given_up = [
-        index
-        for index, event in enumerate(events)
-        if event["step"] == step and event.get("to") == checkpoint
+        index for index, event in enumerate(events) if event["step"] == step and "to" in event
     ]
-    left_out = left_out_from(
-        guard["left_out"], events[: given_up[0]] if given_up else events, checkpoint
-    )
+    left_out = left_out_after(guard["left_out"], events[: given_up[0]] if given_up else events)
     skipped = {event["step"] for event in events if event["action"] == "skip"}
     for done in range(checkpoint + 1, step):
         batch = plan.loader.batch(position(done - 1, left_out))

@@ -6,6 +6,7 @@ The oracle is the pure step, called by hand on the batches that the policy leave
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -28,6 +29,7 @@ from ablax.training.recovery import (
     Diverged,
     Recovery,
     Rewind,
+    left_out_after,
     left_out_from,
     position,
 )
@@ -208,12 +210,19 @@ def test_patience_ends_a_run_that_skips_on_and_on(tmp_path):
     assert decided(tmp_path, "rewind", [9], left_out=[[1, 2], [5, 8]])[0] == 0
 
 
-def test_rewind_leaves_out_the_batches_since_the_checkpoint(documents, hand, bad_step, tmp_path):
+@pytest.fixture(scope="module")
+def rewound(documents, tmp_path_factory):
+    """A run that went back, was ended and went on."""
+    workdir = tmp_path_factory.mktemp("rewound")
+    options = {"training__guard__policy": "rewind", "training__guard__patience": 3}
+    train(experiment(documents, training__steps=STEPS - 3, **options), workdir)
+    train(experiment(documents, **options), workdir)
+    return workdir
+
+
+def test_rewind_leaves_out_the_batches_since_the_checkpoint(rewound, hand, bad_step):
     """Catches: batches that are read again or left out twice, records of the way that was given up, a list that a
     resume forgets."""
-    options = {"training__guard__policy": "rewind", "training__guard__patience": 3}
-    train(experiment(documents, training__steps=STEPS - 3, **options), tmp_path)
-    train(experiment(documents, **options), tmp_path)
     left_out, saved, before = [], 0, hand.state
     while int(hand.state.step) < STEPS:
         done = int(hand.state.step)
@@ -225,13 +234,23 @@ def test_rewind_leaves_out_the_batches_since_the_checkpoint(documents, hand, bad
             left_out.append([position(saved, left_out), batch + 2])
             hand.state = jax.tree.map(jax.numpy.array, before)
     assert left_out
-    rewinds = [event for event in events(tmp_path) if event["action"] == "rewind"]
+    rewinds = [event for event in events(rewound) if event["action"] == "rewind"]
     assert [event["left_out"] for event in rewinds] == left_out
-    assert same_state(tmp_path, hand)
-    records = [r["step"] for r in RunFolder(tmp_path).metrics() if r["split"] == "train"]
+    assert same_state(rewound, hand)
+    records = [r["step"] for r in RunFolder(rewound).metrics() if r["split"] == "train"]
     assert records == list(range(1, STEPS + 1))
     expected = [hash_rows(hand.loader.batch(position(s, left_out)), 0) for s in range(STEPS)]
-    assert [int.from_bytes(h, "little") for h in read_ledger(tmp_path).hashes] == expected
+    assert [int.from_bytes(h, "little") for h in read_ledger(rewound).hashes] == expected
+
+
+def test_forensics_goes_the_way_of_the_rewind_without_its_checkpoint(rewound, bad_step, tmp_path):
+    """As in a run that keeps few checkpoints. Catches: batches that are left out only behind the checkpoint that the
+    run went back to, so that another step is looked into than was made."""
+    workdir = shutil.copytree(rewound, tmp_path / "run")
+    for step in (6, 12):
+        shutil.rmtree(workdir / "checkpoints" / str(step))
+    later = forensics(workdir, bad_step + 1, extend=[Poisoned])
+    assert (later["checkpoint"], later["as_recorded"]) == (0, True)
 
 
 def test_a_fault_that_does_not_come_again_is_transient(documents, tmp_path, monkeypatch):
@@ -309,3 +328,15 @@ def test_rewinds_after_a_checkpoint_count_when_it_is_restored():
     assert left_out_from([[2, 3]], noted, 4) == [[2, 3]]  # those were of another way to step 4
     assert left_out_from([[4, 9], [9, 12]], noted, 8) == [[4, 9], [9, 12], [16, 20]]
     assert [position(s, [[4, 9], [9, 12], [16, 20]]) for s in (3, 4, 7, 8)] == [3, 12, 15, 20]
+
+
+def test_the_way_that_a_run_went_in_the_end():
+    """Catches: batches still left out that were so on a way which was given up itself."""
+    noted = [
+        {"action": "skip", "step": 3},
+        {"action": "rewind", "to": 4, "left_out": [4, 9]},
+        {"action": "rewind", "to": 8, "left_out": [13, 20]},
+        {"action": "rewind", "to": 6, "left_out": [11, 15]},
+    ]
+    assert left_out_after([], noted[:3]) == [[4, 9], [13, 20]]
+    assert left_out_after([], noted) == left_out_after([[4, 9]], noted) == [[4, 9], [11, 15]]

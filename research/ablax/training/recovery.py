@@ -222,3 +222,18 @@ def left_out_from(kept: Ranges, events: Sequence[Mapping[str, Any]], step: int) 
         if event.get("to") == step and event["left_out"][0] == position(step, found):
             found.append(event["left_out"])
     return found
+
+
+def left_out_after(kept: Ranges, events: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The batches that a run left out on the way that it went in the end, also behind checkpoints that are gone.
+
+    Args:
+      kept: what a checkpoint on this way keeps.
+      events: what run.json tells of the whole way.
+    """
+    found = [list(one) for one in kept]
+    for event in events:
+        if "left_out" in event:  # later ones began on a way that was given up with this
+            found = [one for one in found if one[0] < event["left_out"][0]]
+            found.append(event["left_out"])
+    return found
