@@ -122,6 +122,20 @@ def test_kubernetes_indexed_job(environment):
     assert find() == Cluster("Kubernetes", "run-0-0.run:8476", 2, 4)
 
 
+@pytest.mark.parametrize(("platforms", "joined"), [("", 1), ("tpu,cpu", 1), ("cpu", 0)])
+def test_workers_of_a_tpu_slice(environment, monkeypatch, platforms, joined):
+    """As GKE names them. Catches: eight runs on eight workers because JAX may also use the CPU, and Google's metadata
+    asked for a run that uses nothing else."""
+    monkeypatch.setattr("jax._src.clusters.cloud_tpu_cluster.running_in_cloud_tpu_vm", True)
+    environment(TPU_WORKER_ID="1", TPU_WORKER_HOSTNAMES="worker-0,worker-1")
+    environment(JAX_PLATFORMS=platforms, JAX_COORDINATOR_PORT="9000")
+    for name in ("get_tpu_env_value", "BaseTpuCluster.wait_for_coordinator"):
+        monkeypatch.setattr(f"jax._src.clusters.cloud_tpu_cluster.{name}", lambda *_: None)
+    found = find()
+    assert bool(found) == bool(joined)
+    assert not found or found == Cluster("Cloud TPU", "worker-0:9000", 1, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

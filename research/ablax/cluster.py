@@ -162,7 +162,7 @@ def _slurm(environ: Mapping[str, str]) -> Iterator[_Launch]:
 def _tpu(environ: Mapping[str, str]) -> Iterator[_Launch]:
     from jax._src.clusters import GceTpuCluster, GkeTpuCluster
 
-    if environ.get("JAX_PLATFORMS", "tpu") != "tpu":
+    if "tpu" not in (environ.get("JAX_PLATFORMS") or "tpu").split(","):
         return  # Google's metadata server must not be asked for a run on the CPU
     for cluster in (GkeTpuCluster, GceTpuCluster):
         if cluster.is_env_present():
