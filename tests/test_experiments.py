@@ -84,6 +84,7 @@ PUBLISHED = {
     ("decoder", "6.7b"): 6.7e9,
     ("decoder", "13b"): 13e9,
     ("decoder", "175b"): 175e9,
+    ("experts", "8x7b"): 46.7e9,
     ("encoder", "base"): 110e6,
     ("encoder", "large"): 335e6,
     ("shakespeare_char", "small"): 0.8e6,

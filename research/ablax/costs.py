@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ablax.training.sharding import RULES, Rules, partitions, shard_bytes
+from ablax.training.sharding import RULES, Rules, partitions, row_shards, shard_bytes
 from ablax.training.step import Program
 
 
@@ -27,8 +27,7 @@ def loss_of(program: Program, params: Any, state: Any, batch: Any) -> Any:
     key = jax.random.wrap_key_data(state.rng, impl="threefry2x32")
     rows = batch["tokens"].shape[0]
     carry = jax.tree.map(lambda leaf: leaf[:rows], state.carry)
-    apply = program.forward(params, state.hyper, carry, key)
-    return program.objective.loss(apply, batch, state.hyper.get("objective", {}))[0].total
+    return program.loss(params, state.hyper, carry, key, batch)[0].total
 
 
 def flops(program: Program, state: Any) -> dict[str, float]:
@@ -92,7 +91,7 @@ def memory(
     """
     sizes = sizes or {}
     specs = partitions(state, sizes, rules)
-    parts = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    parts = row_shards(sizes)
     batch = {
         name: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype)
         for name, leaf in micro_batch(program).items()

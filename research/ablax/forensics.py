@@ -186,8 +186,7 @@ def _rows(
 
     def one(row: Any) -> tuple[Any, Any]:
         row, carry = jax.tree.map(lambda x: x[None], row)
-        apply = program.forward(state.params, state.hyper, carry, None)
-        loss = program.objective.loss(apply, row, state.hyper.get("objective", {}))[0]
+        loss = program.loss(state.params, state.hyper, carry, None, row)[0]
         return loss.total, loss.count
 
     totals, counts = jax.jit(lambda rows: jax.lax.map(one, rows))((dict(batch), state.carry))

@@ -15,6 +15,7 @@ from ablax.config import Duration, flatten, walk
 from ablax.costs import flops, memory, micro_batch
 from ablax.data.corpus import Corpus, open_corpus
 from ablax.experiment import Experiment
+from ablax.models.flops import active_parameters
 from ablax.trainer import specials_of
 from ablax.training import session
 from ablax.training.masks import parameter_path
@@ -148,8 +149,8 @@ def inspect(
       sizes: devices along each axis of a mesh, whose devices need not exist: memory is then that of one of them.
 
     Returns:
-      `config`, `durations`, `vocabulary`, `parameters`, `flops`, `memory` (None with `why` for a model that is fitted
-      to counts), and, where asked for, `layers` and `batches`.
+      `config`, `durations`, `vocabulary`, `parameters` (`active`: those that a token meets), `flops`, `memory` (None
+      with `why` for a model that is fitted to counts), and, where asked for, `layers` and `batches`.
     """
     per_epoch = steps_per_epoch(experiment, corpus)
     found: dict[str, Any] = {"config": settings(experiment)}
@@ -166,7 +167,10 @@ def inspect(
         found |= {
             "durations": durations(experiment, per_epoch),
             "vocabulary": vocab_size,
-            "parameters": parameters(state, sizes, rules),
+            "parameters": {
+                **parameters(state, sizes, rules),
+                "active": active_parameters(experiment.model, state.params),
+            },
             "flops": flops(program, state),
             "memory": memory(program, state, sizes, rules),
         }

@@ -14,7 +14,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXES: Mapping[str, tuple[str, ...]] = {
-    "B": ("data", "fsdp"),
+    "B": ("data", "fsdp", "expert"),
+    "G": ("data", "fsdp"),
+    "E": ("expert",),
     "T": ("sequence",),
     "N": ("tensor",),
     "K": ("tensor",),

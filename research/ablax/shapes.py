@@ -1,7 +1,7 @@
 """Axis letters and shape checking, the same everywhere.
 
 B batch, T query/time, S key/source, D model width, N query heads, K key/value heads, H head width, F feed-forward
-width, V vocabulary, L layers, C classes or channels.
+width, V vocabulary, L layers, E experts, G rows of a batch as experts see them, C classes, channels or choices.
 
 `@typed` checks a function's jaxtyping annotations with beartype. Model code runs only while a program is traced, so
 the check costs nothing afterwards, and a wrong shape fails with both names and both sizes.

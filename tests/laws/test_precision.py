@@ -8,11 +8,19 @@ from ablax.experiment import base, resolve
 from ablax.training import session
 
 V, T = 53, 12
+EXPERTS = {
+    "model.feedforward.kind": "experts",
+    "model.feedforward.num_experts": 3,
+    "model.feedforward.capacity_factor": 1.0,
+}
 KINDS = {
     "decoder": {"model.num_heads": 2},
     "encoder": {"model": "encoder", "objective": "masked", "model.num_heads": 2},
+    "experts": {"model.num_heads": 2, **EXPERTS},
+    "dropless": {"model.num_heads": 2, **EXPERTS, "model.feedforward.capacity_factor": None},
     "lstm": {"model": "lstm"},
 }
+BLOCKS = 2 * 2 * T // 8 + 3  # of the dropless form: two choices of 2 T tokens, 8 to a block
 # Sums, and what softmax, norms and losses are made of.
 FLOAT32 = {"reduce_sum", "reduce_max", "cumsum", "log", "rsqrt", "sqrt", "div"}
 
@@ -57,6 +65,8 @@ def test_sums_are_float32(kind):
     # A product summed over tokens is a gradient of a weight.
     sizes = {leaf.shape[-2:] for leaf in jax.tree.leaves(state.params) if leaf.ndim > 1}
     sizes |= {shape[::-1] for shape in sizes}
+    # Of experts one each, or, dropless, one for each block of tokens.
+    sizes |= {(n, *shape) for shape in sizes for n in (3, BLOCKS)}
     products = [e for e in found if e.primitive.name == "dot_general"]
     gradients = [e.outvars[0] for e in products if e.outvars[0].aval.shape in sizes]
     assert gradients

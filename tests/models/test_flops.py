@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from ablax.config import traced
+from ablax.costs import product_flops
+from ablax.models.feedforward import ExpertsConfig
 from ablax.models.flops import (
     abstract_params,
+    active_parameters,
     forward_flops_per_token,
     parameter_count,
     training_flops_per_token,
@@ -35,6 +38,14 @@ def test_gpt2_parameters(preset, parameters):
 def test_gpt3_parameters(preset, billions):
     config = DecoderConfig(**DecoderConfig.PRESETS[preset])
     assert parameter_count(config, 50257, 2048) / 1e9 == pytest.approx(billions, rel=0.015)
+
+
+def test_mixtral_parameters():
+    """Catches: experts that are not counted, or all counted as active. Values: the published checkpoint; table 1."""
+    config = DecoderConfig(**DecoderConfig.PRESETS["8x7b"])
+    params = abstract_params(config, 32000, 64)
+    assert parameter_count(config, 32000, 64) == 46_702_792_704
+    assert active_parameters(config, params) / 1e9 == pytest.approx(12.9, abs=0.05)
 
 
 @pytest.mark.parametrize(("preset", "parameters"), [("base", 109_514_298), ("large", 335_174_458)])
@@ -89,6 +100,23 @@ def test_flops_equal_xlas(config):
     compiled = jax.jit(forward).lower(params, ids).compile()
     counted = compiled.cost_analysis()["flops"] / (batch * length)
     assert forward_flops_per_token(config, vocab, length) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_of_experts_are_those_of_the_visited():
+    """Catches: all experts counted, or one. With a capacity of the even share no product is computed in vain."""
+    experts = ExpertsConfig(num_experts=4, capacity_factor=1.0)
+    config = DecoderConfig(
+        num_layers=1, width=256, num_heads=2, activation="relu", feedforward=experts
+    )
+    ids, module = jax.ShapeDtypeStruct((1, 64), jnp.int32), config.build(512, 64)
+
+    def forward(params, ids):
+        hyper = traced(config)
+        return module.apply({"params": params}, ids, ids, ids, hyper=hyper, train=True)[0]
+
+    params = abstract_params(config, 512, 64)
+    counted = product_flops(jax.make_jaxpr(forward)(params, ids).jaxpr) / 64
+    assert forward_flops_per_token(config, 512, 64) == counted
 
 
 def test_gpt2_training_costs_855_million_operations_a_token():

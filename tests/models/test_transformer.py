@@ -12,6 +12,7 @@ import pytest
 
 from ablax.config import RequestError, static, traced
 from ablax.models.attention import DotProductAttention
+from ablax.models.feedforward import FEEDFORWARD, ExpertsConfig
 from ablax.models.layers import ACTIVATIONS, GATED, NORMS
 from ablax.models.positions import (
     POSITIONS,
@@ -71,6 +72,12 @@ VARIANTS: dict[str, TransformerConfig] = {
         attention=DotProductAttention(scale=1.0),
     ),
     "none": DecoderConfig(**SMALL, tied_embeddings=False, positions=NoPositions(), head_bias=True),
+    "experts": DecoderConfig(
+        **SMALL,
+        tied_embeddings=False,
+        feedforward=ExpertsConfig(num_experts=4, capacity_factor=1.0),
+        activation="swiglu",
+    ),
     "encoder": EncoderConfig(
         **SMALL, tied_embeddings=False, attention_pattern=(2, 0), num_token_types=2
     ),
@@ -435,6 +442,7 @@ def test_variants_cover_the_tables():
     assert kinds == set(POSITIONS.values())
     assert {c.activation for c in VARIANTS.values()} >= {"relu", "gelu", "gelu_tanh", *GATED}
     assert {*ACTIVATIONS} == {"relu", "gelu", "gelu_tanh"}
+    assert {type(c.feedforward) for c in VARIANTS.values()} == set(FEEDFORWARD.values())
     assert {c.norm for c in VARIANTS.values()} == set(NORMS)
     assert LearnedPositions() == DecoderConfig().positions
 

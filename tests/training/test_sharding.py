@@ -9,9 +9,9 @@ from ablax.experiment import base, resolve
 from ablax.training import session
 from ablax.training.manifest import leaves_of
 from ablax.training.parallel import ParallelConfig
-from ablax.training.sharding import RULES, partition, partitions, shard_bytes
+from ablax.training.sharding import AXES, RULES, partition, partitions, shard_bytes
 
-SIZES = {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+SIZES = {"data": 2, "fsdp": 2, "expert": 1, "sequence": 1, "tensor": 2}
 MODELS = {
     "gpt": ({"model": "decoder:tiny"}, {}),
     "t5": (
@@ -24,6 +24,10 @@ MODELS = {
             "model.tied_embeddings": False,
             "training.ema_decay": 0.9,
         },
+    ),
+    "experts": (
+        {"model": "decoder:tiny"},
+        {"model.feedforward.kind": "experts", "model.feedforward.capacity_factor": 1.0},
     ),
     "bert": ({"model": "encoder:tiny", "objective": "masked"}, {"model.num_token_types": 2}),
     "lstm": (
@@ -43,11 +47,11 @@ def state_of(name, **others):
 @pytest.mark.parametrize("name", MODELS)
 def test_matrices_are_split_and_what_follows_them_is_too(name):
     """Catches a parameter that no rule covers, and moments or averages that stay whole."""
-    state = state_of(name)
-    specs = partitions(state, SIZES)
+    state, sizes = state_of(name), {**SIZES, "expert": 2 if name == "experts" else 1}
+    specs = partitions(state, sizes)
     params = leaves_of(state.params)
     for path, leaf in params.items():
-        spec = partition(path, leaf.shape, SIZES)
+        spec = partition(path, leaf.shape, sizes)
         matrix = path.endswith(("kernel", "embedding")) or "kernel_" in path
         assert ("fsdp" in spec) == matrix, path
         for tree in (specs.params, specs.opt_state, specs.ema):
@@ -61,10 +65,10 @@ def test_matrices_are_split_and_what_follows_them_is_too(name):
             assert set(followers.values()) <= {spec}
             if tree is specs.opt_state:
                 assert len(followers) >= 2, "both moments"
-    assert set(jax.tree.leaves(specs.carry)) <= {PartitionSpec(("data", "fsdp"))}
+    assert set(jax.tree.leaves(specs.carry)) <= {PartitionSpec(("data", "fsdp", "expert"))}
     total = sum(leaf.size * 4 for leaf in params.values())
     own = sum(
-        shard_bytes(leaf, partition(path, leaf.shape, SIZES), SIZES)
+        shard_bytes(leaf, partition(path, leaf.shape, sizes), sizes)
         for path, leaf in params.items()
     )
     assert own < 0.6 * total
@@ -80,6 +84,17 @@ def test_heads_widths_and_vocabulary_are_split_by_tensor():
     assert specs["blocks/mlp/out/kernel"] == PartitionSpec(None, "tensor", "fsdp")
     assert specs["tokens/embedding"] == PartitionSpec("tensor", "fsdp")
     assert specs["blocks/attention_norm/scale"] == PartitionSpec()
+
+
+def test_experts_lie_on_devices_of_their_own():
+    leaves = leaves_of(state_of("experts").params)
+    sizes = {**SIZES, "expert": 2}
+    specs = {path: partition(path, leaf.shape, sizes) for path, leaf in leaves.items()}
+    assert specs["blocks/experts/in/kernel"] == PartitionSpec(None, "expert", "fsdp", "tensor")
+    assert specs["blocks/experts/out/kernel"] == PartitionSpec(None, "expert", "tensor", "fsdp")
+    assert specs["blocks/experts/router/kernel"] == PartitionSpec(None, "fsdp", None)
+    with pytest.raises(RequestError, match=r"parallel\.expert=2 divides no parameter"):
+        partitions(state_of("gpt"), {"expert": 2})
 
 
 def test_a_dimension_that_does_not_divide_stays_whole():
@@ -123,7 +138,7 @@ def test_layouts_that_make_no_sense_are_refused(knobs, message):
 
 def test_one_axis_takes_the_devices_that_are_left():
     config = ParallelConfig(fsdp=2, tensor=2)
-    assert config.over(8) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert config.over(8) == {"data": 2, "fsdp": 2, "expert": 1, "sequence": 1, "tensor": 2}
     assert ParallelConfig(data=2, fsdp=-1).over(8)["fsdp"] == 4
     with pytest.raises(RequestError, match="does not divide the 6 devices"):
         config.over(6)
@@ -142,6 +157,13 @@ def test_one_axis_takes_the_devices_that_are_left():
             "does not divide data.sequence_length=66",
         ),
         ("gpt", {"model.num_heads": 2}, {"tensor": 4}, "does not divide model.num_heads=2"),
+        (
+            "experts",
+            {"training.batch_size": 33},
+            {"expert": 3},
+            "does not divide model.feedforward.num_experts=8",
+        ),
+        ("experts", {"model.feedforward.capacity_factor": None}, {"expert": 2}, "set model.*=1.25"),
         ("lstm", {}, {"sequence": 2}, "a recurrent model reads one after"),
     ],
 )
@@ -149,6 +171,4 @@ def test_what_does_not_divide_is_refused(name, knobs, sizes, message):
     kinds, own = MODELS[name]
     experiment = resolve(base(**kinds), {"schedule.warmup": 1, **own, **knobs})
     with pytest.raises(RequestError, match=message):
-        session.check_layout(
-            experiment, {"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1, **sizes}
-        )
+        session.check_layout(experiment, {**dict.fromkeys(AXES, 1), **sizes})

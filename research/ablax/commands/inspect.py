@@ -88,7 +88,8 @@ def _tables(title: str, found: dict[str, Any]) -> None:
         table = found["parameters"]["table"]
         rows = [(k, str(v["shape"]), v["partition"]) for k, v in table.items()]
         output.table("Parameters", ("parameter", "shape", "partition"), rows)
-        cost = [("parameters", found["parameters"]["total"]), ("vocabulary", found["vocabulary"])]
+        cost = [(f"parameters: {k}", found["parameters"][k]) for k in ("total", "active")]
+        cost += [("vocabulary", found["vocabulary"])]
         cost += [(f"FLOPs: {k.replace('_', ' ')}", v) for k, v in found["flops"].items()]
         cost += [(f"memory: {k}", output.size(v)) for k, v in found["memory"].items()]
         output.table("Cost", ("what", "how much"), cost)

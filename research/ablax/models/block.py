@@ -9,7 +9,7 @@ from flax import struct
 from ablax.models.attention import Rule, window_mask
 from ablax.models.cache import write_layer
 from ablax.models.kernels import attend, kernel_of
-from ablax.models.layers import FeedForward, dropout, make_linear, make_norm
+from ablax.models.layers import dropout, make_linear, make_norm
 from ablax.models.positions import Rotation, rotate
 from ablax.placement import constrain
 from ablax.shapes import Array, Bool, Float, Int, typed
@@ -145,11 +145,9 @@ class Block(nn.Module):
         x = x + self._dropout(y, "residual_dropout", context)
         x = x if config.pre_norm else norm(x)
 
-        mlp = FeedForward(
-            config.inner_width, config.activation, config.bias, config.dtype, name="mlp"
-        )
+        mlp = config.feedforward.build(config)
         norm = self._norm("mlp_norm")
-        y = mlp(norm(x) if config.pre_norm else x, std, std * config.residual_init)
+        y = mlp(norm(x) if config.pre_norm else x, std, std * config.residual_init, context)
         x = x + self._dropout(y, "mlp_dropout", context)
         x = x if config.pre_norm else norm(x)
 

@@ -1,12 +1,14 @@
 """Analytic costs of a model: floating-point operations and parameters."""
 
 import math
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ablax.config import traced
+from ablax.models.feedforward import ExpertsConfig
 from ablax.models.layers import GATED
 from ablax.models.lstm import LstmConfig
 from ablax.models.transformer import TransformerConfig
@@ -17,9 +19,9 @@ def forward_flops_per_token(
 ) -> float | None:
     """Operations of all matrix products per token of a row of `length`; a multiplication and an addition are two.
 
-    Attention counts every pair of the T x T square, as the reference computes it, masked or not.
-    Norms, activations and softmax are left out, as usual (arXiv:2001.08361, section 2.1): under 2 %
-    at common sizes.
+    Attention counts every pair of the T x T square, as the reference computes it, masked or not; a mixture of experts
+    the experts that a token visits. Norms, activations and softmax are left out, as usual (arXiv:2001.08361, section
+    2.1): under 2 % at common sizes.
 
     Args:
       predicted: share of the positions whose logits are computed.
@@ -47,6 +49,8 @@ def _transformer(
     scores = 2 * length * heads
     matrices = 3 if config.activation in GATED else 2
     feedforward = matrices * width * config.inner_width
+    if isinstance(experts := config.feedforward, ExpertsConfig):
+        feedforward = experts.experts_per_token * feedforward + width * experts.num_experts
     head = width * vocab_size + (width**2 if config.head_transform else 0)
     layers = config.num_layers * (projections + scores + feedforward)
     return 2.0 * (layers + predicted * head)
@@ -69,6 +73,19 @@ def abstract_params(config: Any, vocab_size: int, max_length: int) -> Any:
         return module.init(key, ids, ids, ids, hyper=traced(config))["params"]
 
     return jax.eval_shape(init, jax.random.key(0))
+
+
+def active_parameters(config: Any, params: Any) -> int:
+    """Number of parameters that one token meets: of a mixture of experts, those that it visits."""
+    experts = getattr(config, "feedforward", None)
+    total = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        size = math.prod(leaf.shape)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if isinstance(experts, ExpertsConfig) and re.search(r"(^|/)experts/(in|gate|out)/", name):
+            size = size * experts.experts_per_token // experts.num_experts
+        total += size
+    return total
 
 
 def parameter_count(config: Any, vocab_size: int, max_length: int) -> int:

@@ -1,6 +1,6 @@
 """Small layers of the Transformer: embeddings, norms, feed-forward networks and dropout."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -142,9 +142,17 @@ class FeedForward(nn.Module):
     @nn.compact
     @typed
     def __call__(
-        self, x: Float[Array, "*rows D"], std: float | Array, output_std: float | Array
+        self,
+        x: Float[Array, "*rows D"],
+        std: float | Array,
+        output_std: float | Array,
+        context: Any = None,
     ) -> Float[Array, "*rows D"]:
-        """Kernels are created with normal(std), the last one with normal(output_std)."""
+        """Kernels are created with normal(std), the last one with normal(output_std).
+
+        `context`: what other kinds of feed-forward layers want to know (see `experts.Experts`).
+        """
+        del context
         inner = make_linear(self.inner_width, self.bias, self.dtype, std, "in")(x)
         if self.activation in GATED:
             gate = make_linear(self.inner_width, self.bias, self.dtype, std, "gate")(x)

@@ -41,7 +41,7 @@ def _stack(config: "TransformerConfig", initializing: bool) -> nn.Module:
         block = nn.remat(block, policy=REMAT_POLICIES[config.remat], prevent_cse=not looped)
     return nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "losses": 0, "reports": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast),  # type: ignore[arg-type]
         length=config.num_layers,

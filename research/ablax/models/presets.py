@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from ablax.models.feedforward import ExpertsConfig
+from ablax.models.positions import RotaryPositions
+
 
 def _preset(layers: int, width: int, heads: int, **others: Any) -> dict[str, Any]:
     return {"num_layers": layers, "width": width, "num_heads": heads, **others}
@@ -19,6 +22,21 @@ DECODERS: dict[str, dict[str, Any]] = {
     "6.7b": _preset(32, 4096, 32, attention_pattern=(0, 128)),
     "13b": _preset(40, 5120, 40, attention_pattern=(0, 128)),
     "175b": _preset(96, 12288, 96, attention_pattern=(0, 128)),
+    # Mixtral 8x7B (arXiv:2401.04088, table 1).
+    "8x7b": _preset(
+        32,
+        4096,
+        32,
+        num_kv_heads=8,
+        feedforward_width=14336,
+        feedforward=ExpertsConfig(),
+        activation="swiglu",
+        norm="rmsnorm",
+        bias=False,
+        positions=RotaryPositions(base=1e6),
+        tied_embeddings=False,
+        scale_residual_init=False,
+    ),
 }
 
 # BERT's (arXiv:1810.04805, section 3).

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from ablax.config import RequestError, cross_check, family, knob
 from ablax.models.attention import ATTENTION, DENSE
+from ablax.models.feedforward import FEEDFORWARD
 from ablax.models.kernels import check_name
 from ablax.models.layers import GATED, Activation
 from ablax.models.network import Transformer
@@ -30,6 +31,7 @@ class TransformerConfig:
         None,
         "inner width F; none = 4 x width, or 8/3 x width rounded up to 32 when gated (as many parameters)",
     )
+    feedforward: Any = family(FEEDFORWARD, "dense", "the second half of a block")
     activation: Activation = knob("gelu_tanh", "activation, or gate (swiglu, geglu, geglu_tanh)")
     norm: Literal["layernorm", "rmsnorm"] = knob("layernorm", "kind of norm")
     norm_placement: Literal["pre", "post"] = knob(

@@ -11,7 +11,9 @@ from ablax.objectives.sums import Sums
 from ablax.shapes import Array
 
 Batch = Mapping[str, Array]
-Losses = tuple[Sums, dict[str, Sums], Any]  # (what is descended, what is reported, carry)
+Losses = tuple[
+    Sums, dict[str, Sums], Any
+]  # (what is descended, what is reported, what `apply` handed on)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -90,11 +90,19 @@ def training_pass(module: Any) -> Callable[..., tuple[Any, Any]]:
 
     def loss(params: Any, hyper: Mapping[str, Any], tokens: Any, positions: Any, segments: Any):
         rngs = {"dropout": jax.random.key(1, impl="unsafe_rbg")}
-        logits, _ = module.apply(
-            {"params": params}, tokens, positions, segments, hyper=hyper, train=True, rngs=rngs
+        (logits, _), own = module.apply(
+            {"params": params},
+            tokens,
+            positions,
+            segments,
+            hyper=hyper,
+            train=True,
+            rngs=rngs,
+            mutable=["losses"],
         )
         chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)
-        return -jnp.sum(jnp.where(segments != 0, chosen[..., 0], 0)) / tokens.size
+        loss = -jnp.sum(jnp.where(segments != 0, chosen[..., 0], 0)) / tokens.size
+        return loss + sum(map(jnp.mean, jax.tree.leaves(own)))
 
     return jax.value_and_grad(loss)
 

@@ -13,7 +13,7 @@ from ablax.data.corpus import Corpus
 from ablax.models.kernel_choice import Choice, choose, task_of
 from ablax.models.kernels import REFERENCE, kernel_of
 from ablax.models.transformer import TransformerConfig
-from ablax.objectives.batch import vocabulary_of
+from ablax.objectives.batch import Batch, vocabulary_of
 from ablax.training.manifest import leaves_of
 from ablax.training.step import Program
 
@@ -128,9 +128,8 @@ def _gradients(
     config = dataclasses.replace(program.module.config, **changes)
     twin = dataclasses.replace(program, module=program.module.clone(config=config))
 
-    def mean(params: Any, hyper: Mapping[str, Any], rows: Rows) -> jax.Array:
-        apply = twin.forward(params, hyper, (), jax.random.key(0))
-        loss = twin.objective.loss(apply, rows, hyper.get("objective", {}))[0]
+    def mean(params: Any, hyper: Mapping[str, Any], rows: Batch) -> jax.Array:
+        loss = twin.loss(params, hyper, (), jax.random.key(0), rows)[0]
         return loss.total / jnp.maximum(loss.count, 1)
 
     loss, gradient = jax.jit(jax.value_and_grad(mean))(params, hyper, rows)

@@ -44,6 +44,9 @@ class ParallelConfig:
         "Devices that share rows, parameters and optimizer state; -1 = the rest.",
         mark="execution",
     )
+    expert: int = knob(
+        1, "Devices that share rows and the experts of each layer; -1 = the rest.", mark="execution"
+    )
     sequence: int = knob(
         1, "Devices that share the positions of a row; -1 = the rest.", mark="execution"
     )
@@ -114,9 +117,7 @@ class MeshEngine:
         rules: Rules = RULES,
     ):
         self.program, self.rules = program, rules
-        self.sizes = (
-            dict(sizes) if sizes else {"data": len(devices), "fsdp": 1, "sequence": 1, "tensor": 1}
-        )
+        self.sizes = dict(sizes) if sizes else {**WHOLE, "data": len(devices)}
         shape = tuple(self.sizes[axis] for axis in AXES)
         # The types are said because the default of a mesh's axes is not the same in all versions of JAX.
         self.mesh = jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)

@@ -3,11 +3,11 @@
 import math
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding
 
 from ablax.config import RequestError
 from ablax.training.parallel import ParallelConfig
-from ablax.training.sharding import AXES
+from ablax.training.sharding import AXES, ROWS, row_shards
 
 
 def rows_of_process(config: ParallelConfig) -> tuple[int, int]:
@@ -27,8 +27,7 @@ def rows_of_process(config: ParallelConfig) -> tuple[int, int]:
             f"parallel uses {used} of {len(devices)} devices; several processes use all: set parallel.data=-1"
         )
     mesh = jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, (AxisType.Auto,) * len(AXES))
-    shards = sizes["data"] * sizes["fsdp"]
-    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    shards, rows = row_shards(sizes), NamedSharding(mesh, ROWS)
     places = rows.addressable_devices_indices_map((shards,)).values()
     own = sorted({place[0].start or 0 for place in places if place})
     first, count = own[0], len(own)

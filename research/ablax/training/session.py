@@ -10,9 +10,11 @@ from ablax.config import Duration, RequestError, knob, static, traced
 from ablax.data.corpus import Corpus
 from ablax.data.loader import Loader
 from ablax.distributed import ranks
+from ablax.models.feedforward import ExpertsConfig
 from ablax.objectives.batch import vocabulary_of
 from ablax.training.parallel import MeshEngine, PmapEngine, build
 from ablax.training.rows import rows_of_process
+from ablax.training.sharding import row_shards
 from ablax.training.state import TrainState, scalars
 from ablax.training.step import Program
 
@@ -128,7 +130,7 @@ def check_layout(experiment: Any, sizes: Mapping[str, int]) -> None:
     Raises:
       RequestError: naming what does not divide, and what to do.
     """
-    training, rows = experiment.training, sizes["data"] * sizes["fsdp"]
+    training, rows = experiment.training, row_shards(sizes)
     if training.batch_size % (rows * training.accumulation):
         raise RequestError(
             f"training.batch_size={training.batch_size} does not divide over {rows} devices"
@@ -141,6 +143,9 @@ def check_layout(experiment: Any, sizes: Mapping[str, int]) -> None:
             f"parallel.sequence={sizes['sequence']} splits positions, which a recurrent model reads one after "
             "the other; use parallel.data or parallel.fsdp"
         )
+    experts = getattr(experiment.model, "feedforward", None)
+    if isinstance(experts, ExpertsConfig):
+        check_experts(experts, sizes)
     if length % sizes["sequence"]:
         raise RequestError(
             f"parallel.sequence={sizes['sequence']} does not divide data.sequence_length={length}"
@@ -148,6 +153,21 @@ def check_layout(experiment: Any, sizes: Mapping[str, int]) -> None:
     if heads is not None and heads % sizes["tensor"]:
         raise RequestError(
             f"parallel.tensor={sizes['tensor']} does not divide model.num_heads={heads}; choose a divisor"
+        )
+
+
+def check_experts(config: ExpertsConfig, sizes: Mapping[str, int]) -> None:
+    """Refuses a mesh that the experts of a model do not divide over; see `check_layout`."""
+    split = next((axis for axis in ("expert", "tensor") if sizes[axis] > 1), None)
+    if split and config.capacity_factor is None:
+        raise RequestError(
+            f"parallel.{split}={sizes[split]} splits experts, for which each needs a fixed number of places; set "
+            "model.feedforward.capacity_factor=1.25"
+        )
+    if config.num_experts % sizes["expert"]:
+        raise RequestError(
+            f"parallel.expert={sizes['expert']} does not divide model.feedforward.num_experts={config.num_experts}; "
+            "choose a divisor"
         )
 
 

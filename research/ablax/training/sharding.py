@@ -14,11 +14,14 @@ from ablax.training.manifest import leaves_of
 from ablax.training.masks import parameter_path
 from ablax.training.state import TrainState
 
-AXES = ("data", "fsdp", "sequence", "tensor")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
 """Axes of a mesh, the slowest first: neighbouring devices, which have the fastest links, share a layer."""
 
-ROWS = PartitionSpec(("data", "fsdp"))
+ROWS = PartitionSpec(("data", "fsdp", "expert"))
 """Axis B of batches and carries."""
+
+SPLITTING = ("fsdp", "expert", "tensor")
+"""Axes over which parameters are split."""
 
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -29,7 +32,8 @@ def _spec(*axes: str | None) -> PartitionSpec:
 
 # The first pattern that matches the whole path wins. `fsdp` splits the model width (Zhao et al. 2023,
 # arXiv:2304.11277), `tensor` heads, feed-forward width and vocabulary (Shoeybi et al. 2019, arXiv:1909.08053, section
-# 3). Vectors stay whole: together they are less than a thousandth of a model.
+# 3), `expert` experts (arXiv:2006.16668, section 3). Vectors stay whole: together they are less
+# than a thousandth of a model.
 RULES: Rules = (
     (r"((tokens|token_types|positions)/)?embedding", _spec("tensor", "fsdp")),
     (r"head/kernel|head_kernel", _spec("fsdp", "tensor")),
@@ -38,6 +42,9 @@ RULES: Rules = (
     (r"blocks/attention/out/kernel", _spec(None, "tensor", "fsdp")),
     (r"blocks/mlp/(in|gate)/kernel", _spec(None, "fsdp", "tensor")),
     (r"blocks/mlp/out/kernel", _spec(None, "tensor", "fsdp")),
+    (r"blocks/experts/router/kernel", _spec(None, "fsdp", None)),
+    (r"blocks/experts/(in|gate)/kernel", _spec(None, "expert", "fsdp", "tensor")),
+    (r"blocks/experts/out/kernel", _spec(None, "expert", "tensor", "fsdp")),
     (r"lstm_\d+/kernel_(input|recurrent)", _spec("fsdp", None)),
     (r"(.*[/_])?(bias|scale)", _spec()),
 )
@@ -77,7 +84,7 @@ def partition(
     Raises:
       RequestError: if the mesh splits parameters and no rule covers this one, or a rule has too many dimensions.
     """
-    if sizes.get("fsdp", 1) == sizes.get("tensor", 1) == 1:
+    if all(sizes.get(axis, 1) == 1 for axis in SPLITTING):
         return _spec()
     for pattern, spec in rules:
         if not re.fullmatch(pattern, path):
@@ -109,10 +116,11 @@ def partitions(state: TrainState, sizes: Mapping[str, int], rules: Rules = RULES
     """
     shapes = {path: leaf.shape for path, leaf in leaves_of(state.params).items()}
     specs = {path: partition(path, shape, sizes, rules) for path, shape in shapes.items()}
-    for axis in ("fsdp", "tensor"):
+    for axis in SPLITTING:
         if sizes.get(axis, 1) > 1 and not any(axis in spec for spec in specs.values()):
             raise RequestError(
-                f"parallel.{axis}={sizes[axis]} divides no parameter of this model; choose a divisor of its widths"
+                f"parallel.{axis}={sizes[axis]} divides no parameter of this model; choose a divisor of "
+                f"{'its number of experts' if axis == 'expert' else 'its widths'}"
             )
 
     def follow(path: Sequence[Any], leaf: Any) -> PartitionSpec:
@@ -136,7 +144,7 @@ def partitions(state: TrainState, sizes: Mapping[str, int], rules: Rules = RULES
 
 
 def batch_partition(shape: Sequence[int], length: int) -> PartitionSpec:
-    """Rows over data and fsdp, and positions [B T] over sequence.
+    """Rows over data, fsdp and expert, and positions [B T] over sequence.
 
     Args:
       shape: of one array of a batch.
@@ -145,6 +153,11 @@ def batch_partition(shape: Sequence[int], length: int) -> PartitionSpec:
     if len(shape) > 1 and shape[1] == length:
         return _spec(*ROWS, "sequence")
     return ROWS
+
+
+def row_shards(sizes: Mapping[str, int]) -> int:
+    """Into how many parts a mesh splits the rows of a batch."""
+    return math.prod(sizes.get(axis, 1) for axis in ROWS[0])
 
 
 def shard_bytes(leaf: Any, spec: PartitionSpec, sizes: Mapping[str, int]) -> int:

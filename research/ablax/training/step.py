@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from ablax.config import RequestError
-from ablax.objectives.batch import Batch
-from ablax.objectives.forward import Forward, splits
+from ablax.objectives.batch import Batch, Losses
+from ablax.objectives.forward import Forward, losses_of, splits
 from ablax.objectives.sums import Sums
 from ablax.shapes import Array
 from ablax.training.guard import GuardState, accept, judge
@@ -86,12 +86,13 @@ class Program:
             guard=GuardState.fresh(),
         )
 
-    def forward(
-        self, params: Any, hyper: Mapping[str, Any], carry: Any, key: Array | None
-    ) -> Forward:
-        """The model's forward pass as a function of a batch; with a key it is a training pass."""
+    def loss(
+        self, params: Any, hyper: Mapping[str, Any], carry: Any, key: Array | None, batch: Batch
+    ) -> Losses:
+        """Loss and metrics as sums, and the carry; with a key it is a training pass."""
         own = hyper.get("model", {})
-        return Forward(self.module, params, own, carry, key, self.config.loss_chunk)
+        apply = Forward(self.module, params, own, carry, key, self.config.loss_chunk)
+        return losses_of(self.objective, apply, batch, hyper.get("objective", {}))
 
     def gradients(self, state: TrainState, batch: Batch) -> tuple[Any, Sums, dict[str, Sums], Any]:
         """Gradient of the total (not the mean), and the sums.
@@ -103,10 +104,7 @@ class Program:
 
         def one(carry: Any, batch: Batch, key: Array):
             def total(params):
-                apply = self.forward(params, state.hyper, carry, key)
-                loss, metrics, after = self.objective.loss(
-                    apply, batch, state.hyper.get("objective", {})
-                )
+                loss, metrics, after = self.loss(params, state.hyper, carry, key, batch)
                 return loss.total, (loss, metrics, after if self.streams else ())
 
             gradient, (loss, metrics, after) = jax.grad(total, has_aux=True)(state.params)
