@@ -123,7 +123,7 @@ def run(command: list[str], cwd: pathlib.Path) -> None:
 def test_the_commands_of_the_readme_run(tmp_path):
     commands = re.search(r"<!-- commands:begin -->\n```\n(.*?)```", README, re.DOTALL)
     assert commands is not None
-    for line in commands[1].splitlines():
+    for line in [*commands[1].splitlines(), *block("ablax verify-resume").splitlines()]:
         run(shlex.split(line), tmp_path)
 
 
