@@ -21,8 +21,8 @@ from ablax.testing.subject import Subject
 from ablax.training import session
 
 B, T, D, F, E = 2, 8, 6, 10, 4
-# Row 1 ends in padding.
-SEGMENTS = jnp.asarray([[1] * T, [1, 1, 1, 2, 2, 2, 0, 0]])
+# Row 1 begins and ends with padding.
+SEGMENTS = jnp.asarray([[1] * T, [0, 1, 1, 2, 2, 2, 2, 0]])
 # float32 sums of some dozens of values near 1, in another order.
 close = functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5)
 FORMS = {
@@ -179,16 +179,15 @@ def test_losses_and_reports_are_the_papers():
     logits, probabilities, chosen, weights = choices(config, params, x)
     _, sown = run(module, params, x)
     found = kept(config, chosen)
-    for row, length in enumerate((T, 6)):
-        hot = np.eye(E)[chosen[row, :length]]
-        shares = hot.sum((0, 1)) / (2 * length)
-        balance = E * (shares * probabilities[row, :length].mean(0)).sum()
-        z = (np.log(np.exp(logits[row, :length]).sum(-1)) ** 2).mean()
+    for row, part in enumerate((slice(0, T), slice(1, 7))):
+        shares = np.eye(E)[chosen[row, part]].mean((0, 1))
+        balance = E * (shares * probabilities[row, part].mean(0)).sum()
+        z = (np.log(np.exp(logits[row, part]).sum(-1)) ** 2).mean()
         close(sown["losses"]["balance"][0][row], balance)
         close(sown["losses"]["z"][0][row], z)
         close(sown["reports"]["router_balance"][0][row], balance)
         close(sown["reports"]["router_z"][0][row], z)
-        close(sown["reports"]["dropped_share"][0][row], 1 - found[row, :length].mean())
+        close(sown["reports"]["dropped_share"][0][row], 1 - found[row, part].mean())
         loads = [sown["reports"]["expert_load"][0][str(e)][row] for e in range(E)]
         close(loads, shares)
     np.testing.assert_array_equal(sown["intermediates"]["chosen"][0], chosen)
