@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from ablax.experiment import read_experiment, resolve
+from compiling import flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -125,6 +126,19 @@ def test_the_commands_of_the_readme_run(tmp_path):
     assert commands is not None
     for line in [*commands[1].splitlines(), *block("ablax verify-resume").splitlines()]:
         run(shlex.split(line), tmp_path)
+
+
+@pytest.mark.ci
+def test_the_meshes_of_the_readme_run(tmp_path, monkeypatch):
+    """On eight faked devices. A step for 256 TPUs compiles for minutes: parallel/test_compiled.py has it for 8."""
+    page = experiment_page(tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", flags(8))
+    monkeypatch.setenv("NPROC", "32")
+    small = [o.replace("batch_size=2", "batch_size=8") for o in SMALL]
+    for line in block("--mesh=").splitlines():
+        command = [part.replace("FILE", page.name) for part in shlex.split(line, comments=True)]
+        if not any(part.startswith("--topology") for part in command):
+            run([*command, *(small if command[1] == "train" else ())], tmp_path)
 
 
 @pytest.mark.ci
