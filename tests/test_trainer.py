@@ -21,6 +21,7 @@ from ablax.model import LOADED
 from ablax.run import RunFailed, RunFolder, write_json
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.debug import NotOverfit
+from ablax.training.ledger import compare_ledgers, read_ledger
 from ablax.training.meter import CLOCKED
 from ablax.training.session import abstract_state, build_program
 from ablax.training.state import without_hyper
@@ -263,15 +264,18 @@ def test_another_rule_has_its_own_files(copy):
 
 
 def test_an_unchanged_fork_is_its_parents_continuation(parent, tmp_path):
-    """Catches: a fork that draws its first batches, or its random numbers, again."""
+    """Catches: a fork that draws its first batches, or random numbers, again; a ledger of what only its parent saw."""
     child = tmp_path / "child"
     found = ablax.fork(f"{parent}@4", child)
     assert (found["step"], found["parent"], found["changed"]) == (4, str(parent), {})
+    assert compare_ledgers(parent, child).steps == (STEPS, 4)
     said = []
     assert train(child, said).finished
     assert said[0] == "resuming at step 4"
     assert state_of(child, STEPS) == state_of(parent, STEPS)
     assert records_of(child) == records_of(parent)
+    assert compare_ledgers(parent, child).same
+    assert read_ledger(child).documents(STEPS) == read_ledger(parent).documents(STEPS)
     origin = RunFolder(child).status()["parent"]
     assert (origin["workdir"], origin["step"]) == (str(parent), 4)
     assert origin["fingerprint"] == RunFolder(parent).status()["fingerprint"]

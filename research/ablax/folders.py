@@ -187,7 +187,7 @@ def fork(
     try:
         shutil.copytree(parent.tokenizer, made.tokenizer)
         shutil.copytree(parent.checkpoints / str(step), made.checkpoints / str(step))
-        copy_ledger(parent.path, made.path)
+        copy_ledger(parent.path, made.path, step)
         if parent.metrics_file.is_file():  # of the trunk; cut at the step when the run starts
             shutil.copy(parent.metrics_file, made.metrics_file)
         write_json(made.path / "run.json", entries)

@@ -122,8 +122,9 @@ def test_watch_and_runs(folder, trained, capsys):
 def test_fork_goes_on_from_its_parent(folder, trained, ablax):
     child = folder / "child"
     longer = "--config.training.steps=8"
-    code, found, _ = ablax("fork", trained, f"--workdir={child}", longer)
+    code, found, said = ablax("fork", trained, f"--workdir={child}", longer)
     assert (code, found["step"], found["parent"]) == (0, 6, str(trained))
+    assert f"ablax train --config=FILE --workdir={child} {longer}" in said
     page = f"--config={folder / 'page.py'}"
     code, found, said = ablax("train", page, f"--workdir={child}", longer, "--platform=cpu")
     assert (code, found["step"]) == (0, 8), said

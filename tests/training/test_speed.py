@@ -58,6 +58,7 @@ def test_records_say_what_is_known():
     assert record["mfu"] == pytest.approx(0.2)
     assert set(CLOCKED) <= set(record)
     assert describe(record) == "loss 1.5, gradient norm 1, tokens/s 2,000, mfu 20.0%"
+    assert describe({"step": 1, "split": "test", "tokens": 51130.0}) == "tokens 51,130"
 
 
 def test_records_say_nothing_else():

@@ -36,12 +36,12 @@ def run(args: argparse.Namespace) -> None:
         (
             ", ".join(row["documents"][:3]) + (" ..." if len(row["documents"]) > 3 else ""),
             row["row"],
-            str(row["loss"]),
+            row["loss"],
         )
         for row in found["rows"][:SHOWN]
     ]
     output.table(f"rows of step {args.step}, worst first", ("documents", "row", "loss"), rows)
-    layers = [(row["layer"], str(row["gradient_norm"])) for row in found["layers"]]
+    layers = [(row["layer"], row["gradient_norm"]) for row in found["layers"]]
     notes = [
         f"loss {found['loss']:.6g}, gradient norm {found['gradient_norm']:.6g}, from checkpoint {found['checkpoint']}",
         f"refused: {found['refused'] or 'no'}; first not finite: {found['first_not_finite'] or 'nothing'}",

@@ -1,6 +1,7 @@
 """Starts a run from another run's checkpoint, with some knobs changed; it keeps the data position and the rng."""
 
 import argparse
+import shlex
 
 from ablax.commands import flags, output
 
@@ -21,4 +22,6 @@ def run(args: argparse.Namespace) -> None:
 
     extend = flags.extensions(args.extend)
     output.emit(fork(args.source, args.workdir, args.overrides, extend=extend))
-    output.say("forked; ablax train with the same changes goes on from there")
+    changes = [f"--config.{path}={value}" for path, value in args.overrides.items()]
+    again = shlex.join(["--config=FILE", f"--workdir={args.workdir}", *changes])
+    output.say(f"FILE being the parent's experiment, go on with: ablax train {again}")

@@ -200,7 +200,9 @@ class Checkpoints:
                 self._say(f"checkpoint {candidate} in {self.folder} is damaged ({damage}){then}")
                 self._quarantine(candidate)
         good = self.newest_good(step for step in self.all_steps() if step not in candidates)
-        remedy = "start again with --fresh" if good is None else f"checkpoint {good} is, ask for it"
+        remedy = "start again with --fresh"
+        if good is not None:
+            remedy = f"checkpoint {good} is, ask for it (--step={good})"
         raise RequestError(f"no checkpoint of {candidates} in {self.folder} is good; {remedy}")
 
     def newest_good(self, steps: Iterable[int]) -> int | None:

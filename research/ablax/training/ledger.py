@@ -273,7 +273,13 @@ def compare_ledgers(one: Path | str, other: Path | str) -> Comparison:
     return Comparison(apart is None, steps, apart, (runs[0].digest(), runs[1].digest()))
 
 
-def copy_ledger(parent: Path, child: Path) -> None:
-    """Gives a fork what its trunk saw; it is cut at the fork's step when the run goes on."""
-    if (parent / FOLDER).is_dir():
-        shutil.copytree(parent / FOLDER, child / FOLDER)
+def copy_ledger(parent: Path, child: Path, steps: int) -> None:
+    """Gives a fork what its trunk saw in this many steps."""
+    if not (parent / FOLDER).is_dir():
+        return
+    shutil.copytree(parent / FOLDER, child / FOLDER)
+    following = _records(child / FOLDER / "0.bin")[steps : steps + 1]
+    if following["rows"].any():
+        os.truncate(child / FOLDER / DOCUMENTS, int(following["documents"][0]))
+    for path in _parts(child / FOLDER):
+        os.truncate(path, min(path.stat().st_size, RECORD.itemsize * (1 + steps)))

@@ -78,11 +78,9 @@ class SavedCheckpoint:
         manifest = self._manifest()
         for name in ITEMS:
             self._item(name, manifest)
-        with (
-            self._reading("state") as path,
-            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
-        ):
-            saved = reader.metadata(path).item_metadata.tree
+        handler = ocp.PyTreeCheckpointHandler()
+        with self._reading("state") as path, ocp.Checkpointer(handler) as reader:
+            saved = _tree(handler, path)
             chosen = jax.tree_util.tree_map_with_path(
                 lambda key, leaf: leaf if wanted(parameter_path(key)) else ocp.PLACEHOLDER, saved
             )
@@ -135,11 +133,9 @@ class SavedCheckpoint:
 
     def _shapes(self) -> dict[str, Any]:
         """What Orbax itself noted of the arrays."""
-        with (
-            self._reading("state") as path,
-            ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader,
-        ):
-            leaves = leaves_of(reader.metadata(path).item_metadata.tree)
+        handler = ocp.PyTreeCheckpointHandler()
+        with self._reading("state") as path, ocp.Checkpointer(handler):
+            leaves = leaves_of(_tree(handler, path))
         return {path: [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves.items()}
 
     def _item(self, name: str, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -162,6 +158,11 @@ class SavedCheckpoint:
             raise
         except Exception as error:
             raise Damaged(cause(error, path)) from error
+
+
+def _tree(handler: Any, path: Path) -> Any:
+    """What Orbax noted of the arrays. A checkpointer, asked itself, warns that this is no whole step."""
+    return handler.metadata(path).tree
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -243,7 +243,7 @@ def describe(record: Record) -> str:
     scalars = {k: plain(v) for k, v in record.items() if k not in ("step", "split", *CLOCKED)}
     names = [k for k in FIRST if k in scalars] + [k for k in scalars if k not in FIRST]
     parts = [
-        f"{k.replace('_', ' ')} {scalars[k]:.4g}"
+        f"{k.replace('_', ' ')} {_shown(scalars[k])}"
         for k in names
         if isinstance(scalars[k], (int, float))
     ]
@@ -253,6 +253,10 @@ def describe(record: Record) -> str:
     if "mfu" in record:
         parts.append(f"mfu {record['mfu']:.1%}")
     return ", ".join(parts)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if 10_000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def clock(seconds: float) -> str:
