@@ -71,6 +71,14 @@ def constrain(x: jax.Array, letters: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """The same array, all of it on every device: what each process of a run has to read."""
+    mesh = _mesh.get()
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec()))
+
+
 def per_device(
     function: Callable[..., jax.Array], inputs: Sequence[str], output: str
 ) -> Callable[..., jax.Array]:

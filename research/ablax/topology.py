@@ -12,6 +12,7 @@ from ablax.data.corpus import Corpus
 from ablax.experiment import Experiment
 from ablax.inspection import program_of, steps_per_epoch, vocabulary_size
 from ablax.training import session
+from ablax.training.canary import with_kernel
 from ablax.training.parallel import MeshEngine, build
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
@@ -27,6 +28,8 @@ def devices_of(topology: str) -> list[Any]:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    # Compiling needs no chip, which is what libtpu locks the machine for.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:
@@ -41,7 +44,7 @@ def devices_of(topology: str) -> list[Any]:
 
 
 def engine_of(experiment: Experiment, corpus: Corpus | None, topology: str) -> MeshEngine:
-    """The mesh engine that this experiment would use on a topology.
+    """The mesh engine that this experiment would use on a topology, its attention kernel included.
 
     Raises:
       RequestError: if it has no step, uses pmap, or does not fit the devices.
@@ -50,6 +53,7 @@ def engine_of(experiment: Experiment, corpus: Corpus | None, topology: str) -> M
         raise RequestError(
             "--topology compiles a step over a mesh; set parallel.engine=mesh and a neural model"
         )
+    experiment, _ = with_kernel(experiment, "tpu")
     vocab_size = vocabulary_size(experiment, corpus)
     program = program_of(experiment, vocab_size, steps_per_epoch(experiment, corpus))
     engine = build(experiment.parallel, program, devices_of(topology))
@@ -62,14 +66,17 @@ def compile_for(experiment: Experiment, corpus: Corpus | None, topology: str) ->
     """What XLA says of one step on each device of a topology.
 
     Returns:
-      `topology`, `devices`, `mesh`, `fits`. If it fits: `memory` in bytes (`arguments`: state and batch, `temporary`,
-      `outputs` that reuse no argument, `total`), `flops` as XLA counts them (the bodies of loops once), `collectives`:
-      kind -> how many are in the program and how many bytes they give in one execution of each. If it does not: `why`,
-      with the bytes that it needs and those that there are, as XLA says them.
+      `topology`, `devices`, `mesh`, `attention_kernel` of a model that has one, `fits`. If it fits: `memory` in bytes
+      (`arguments`: state and batch, `temporary`, `outputs` that reuse no argument, `total`), `flops` as XLA counts them
+      (the bodies of loops once), `collectives`: kind -> how many are in the program and how many bytes they give in one
+      execution of each. If it does not: `why`, with the bytes that it needs and those that there are, as XLA says them.
     """
     engine = engine_of(experiment, corpus, topology)
     sizes = {axis: size for axis, size in engine.sizes.items() if size > 1}
     found = {"topology": topology, "devices": engine.mesh.size, "mesh": sizes}
+    config = engine.program.module.config
+    if kernel := getattr(config, "attention_kernel", None):
+        found["attention_kernel"] = kernel
     lowered = engine.lower(session.root_key(0), session.hyper_of(experiment))
     try:
         compiled = lowered.compile()

@@ -130,7 +130,7 @@ def test_at_most_two_programs_are_in_flight(monkeypatch):
             flying.discard(id(self))
             return np.zeros((1, 2), self.dtype)
 
-    def fake(module, params, hyper, batch, carry):
+    def fake(module, params, hyper, batch, carry, over):
         results = Result(float), Result(bool), carry
         most.append(len(flying) // 2)
         return results

@@ -34,6 +34,16 @@ LAYOUTS = {
     "pmap 8": {"engine": "pmap"},
 }
 VOCABULARY, LENGTH, ROWS = 40, 12, 16
+COMPILED = []
+"""Seconds of each program that was compiled."""
+
+
+def count_compilations(event, duration_secs, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(duration_secs)
+
+
+jax.monitoring.register_event_duration_secs_listener(count_compilations)
 
 
 def batches(spec, steps):
@@ -62,11 +72,13 @@ def run(engine, experiment, steps, state=None):
             lambda x, like: jax.device_put(np.array(x), like.sharding), state, template
         )
     shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), state)
-    losses = []
+    losses, compiled = [], []
     for batch in batches(engine.program.spec, steps):
         state, metrics = engine.step(state, batch)
         loss = jax.device_get(metrics["loss"])  # one step at a time: two programs in flight at most
         losses.append(float(loss.total) / int(loss.count))
+        compiled.append(len(COMPILED))
+    assert compiled[0] == compiled[-1], "the step was compiled again for the state that it gave"
     assert jax.tree.map(lambda x: (x.shape, str(x.dtype)), state) == shapes, (
         "the state changed its form"
     )

@@ -60,6 +60,10 @@ SIZES = {
 }
 
 
+# The encoder drops attention probabilities, which splash never forms.
+KERNELS = {"decoder": "splash", "encoder": "reference", "lstm": None}
+
+
 @pytest.mark.ci
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -84,6 +88,7 @@ def test_a_step_compiles_for_tpus(family, topology, tpu_compiler):
     )["compiled"]
     assert found["fits"]
     assert found["devices"] == 8
+    assert found.get("attention_kernel") == KERNELS[family]
     assert found["memory"]["total"] < 2**34
     assert found["collectives"]["all-gather"]["count"] > 3
     scattered = found["collectives"].get("reduce-scatter", {"bytes": 0})["bytes"]
@@ -104,3 +109,9 @@ def test_a_step_that_does_not_fit_says_so(tpu_compiler):
     )["compiled"]
     assert not found["fits"]
     assert "exceeds available HBM" in found["why"]
+
+
+def test_evaluation_and_canary_keep_their_kernel_over_a_mesh(tpu_compiler):
+    """Catches: a program that is traced without the mesh, for which a kernel of TPUs cannot be compiled."""
+    found = child([str(SCRIPT.with_name("tpu_kernel.py"))], **tpu_compiler)
+    assert found == {"evaluation": True, "canary": True}

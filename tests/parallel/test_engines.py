@@ -11,13 +11,13 @@ import pytest
 
 from compiling import flags
 
-SCRIPT = pathlib.Path(__file__).with_name("compare_engines.py")
-ROOT = SCRIPT.parent.parent.parent
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
 FAMILIES = ("decoder", "encoder", "lstm")
 
 
-def compare(family: str, steps: int, layers: int = 1):
-    """What `compare_engines.py` prints."""
+def printed(script: str, *arguments: str):
+    """What a script of this folder prints about eight faked devices."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT / "research"),
@@ -26,7 +26,7 @@ def compare(family: str, steps: int, layers: int = 1):
         "NPROC": "32",
     }
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), family, str(steps), f"--layers={layers}"],
+        [sys.executable, str(HERE / script), *arguments],
         capture_output=True,
         text=True,
         env=environment,
@@ -35,6 +35,11 @@ def compare(family: str, steps: int, layers: int = 1):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Involuntary full rematerialization" not in done.stderr
     return json.loads(done.stdout)
+
+
+def compare(family: str, steps: int, layers: int = 1):
+    """Losses over all layouts."""
+    return printed("compare_engines.py", family, str(steps), f"--layers={layers}")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -68,6 +73,17 @@ def test_dropout_does_not_depend_on_the_mesh(results):
         pytest.skip("shown for the decoder: the others drop by the same function")
     np.testing.assert_allclose(*found, rtol=2e-6)
     assert found[0] != results["one"]["losses"]
+
+
+@pytest.mark.parametrize("family", ["decoder", "lstm", "experts"])
+def test_devices_share_an_evaluation(family):
+    """Catches: every device scores all rows; scores of which a process has a part only; a token that finds none but
+    its device's experts."""
+    found = printed("compare_scores.py", family)
+    # float32 nats near 4, added in another order.
+    assert max(run["off"] for run in found.values()) < 1e-5
+    # An eighth each, and what is not split.
+    assert max(run["share"] for name, run in found.items() if name != "one") < 0.3
 
 
 @pytest.mark.slow

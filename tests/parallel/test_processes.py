@@ -67,14 +67,19 @@ def test_one_process_writes(whole, resumed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", ["data=-1", "fsdp=-1", "fsdp=4", "tensor=2", "engine=pmap"])
+@pytest.mark.parametrize(
+    "axes", ["data=-1", "fsdp=-1", "fsdp=4", "tensor=2", "sequence=8", "engine=pmap"]
+)
 def test_eight_devices_in_one_two_and_four_processes(page, tmp_path, axes):
     """With tensor=2 no process holds a whole row's parameters, with fsdp none a whole matrix."""
     flags = [f"--config.parallel.{axes}"]
     if axes == "fsdp=4":
         flags.append("--config.parallel.data=2")
-    if axes == "fsdp=-1":
+    if axes in ("fsdp=-1", "sequence=8"):
         flags.append("--config.parallel.data=1")
+    if axes == "sequence=8":
+        # Without it rows that hold everything twice would have the same losses.
+        flags.append("--config.model.residual_dropout=0.2")
     one = trained(page, tmp_path / "1x8", 1, 8, *flags)
     assert_same(trained(page, tmp_path / "2x4", 2, 4, *flags), one)
     four = tmp_path / "4x2"

@@ -133,6 +133,8 @@ def _account(compiled: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("devices", f"{compiled['devices']} ({mesh or 'one'})")]
     if not compiled["fits"]:
         return [*rows, ("does not fit", compiled["why"])]
+    if "attention_kernel" in compiled:
+        rows.append(("attention kernel", compiled["attention_kernel"]))
     rows += [(f"memory: {k}", output.size(v)) for k, v in compiled["memory"].items()]
     return rows + [
         (k, f"{v['count']}, {output.size(v['bytes'])}") for k, v in compiled["collectives"].items()

@@ -1,5 +1,6 @@
 """Scores of masked models: accuracy under a fixed masking, and the pseudo-log-likelihood."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from ablax.evaluation.pieces import Pieces, Tokenized, frame, packed, tokenize, 
 from ablax.evaluation.scores import MetricIdentity, Scores
 from ablax.evaluation.scoring import (
     Batch,
+    Over,
     Put,
     check_context,
     make_scores,
@@ -78,6 +80,7 @@ def score_masked(
     batch_rows: int = 8,
     names: Sequence[str] | None = None,
     put: Put = dict,
+    over: Over = contextlib.nullcontext,
 ) -> tuple[Scores, MetricIdentity]:
     """Predicts the tokens that the objective hides in each document's windows, the same ones at
     every call.
@@ -93,6 +96,7 @@ def score_masked(
       seed: of the masking.
       batch_rows: B.
       put: places a batch (a dict of [B T] arrays) on the devices.
+      over: says which devices share the rows of a batch; see `Over`.
 
     Raises:
       RequestError: for a context length below 2 or above the model's positions.
@@ -117,7 +121,7 @@ def score_masked(
                 document_ids=owner[source],
             )
 
-    sums = sum_documents(module, params, hyper, batches(), len(offsets) - 1, put=put)
+    sums = sum_documents(module, params, hyper, batches(), len(offsets) - 1, put=put, over=over)
     shares = {"rate": objective.rate, "unit": objective.unit, "seed": seed}
     identity = _identity("masked", store, bos, eos, context_length, **shares)
     return make_scores(sums, store, names), identity
@@ -138,6 +142,7 @@ def score_pseudo_likelihood(
     batch_rows: int = 8,
     names: Sequence[str] | None = None,
     put: Put = dict,
+    over: Over = contextlib.nullcontext,
 ) -> tuple[Scores, MetricIdentity]:
     """Pseudo-log-likelihood (Salazar et al. 2020, section 2): each token given all others of its
     window.
@@ -156,6 +161,7 @@ def score_pseudo_likelihood(
         bytes.
       batch_rows: B.
       put: places a batch (a dict of [B T] arrays) on the devices.
+      over: says which devices share the rows of a batch; see `Over`.
 
     Raises:
       RequestError: for `every` or `max_documents` below 1, or a context length that is
@@ -194,7 +200,7 @@ def score_pseudo_likelihood(
                 document_ids=owner[source],
             )
 
-    sums = sum_documents(module, params, hyper, batches(), documents, put=put)
+    sums = sum_documents(module, params, hyper, batches(), documents, put=put, over=over)
     scores = make_scores(sums, store, names)
     share = scores.tokens / np.maximum(count, 1)
     scores = dataclasses.replace(scores, bytes=scores.bytes * share)

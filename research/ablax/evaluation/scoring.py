@@ -3,6 +3,7 @@ the host.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from ablax import placement
 from ablax.config import RequestError
 from ablax.data.tokenizer import Tokenizer
 from ablax.evaluation.pieces import (
@@ -30,24 +32,29 @@ from ablax.objectives.causal import token_losses
 
 Batch = dict[str, np.ndarray]
 Put = Callable[[Batch], Mapping[str, Any]]
+Over = Callable[[], contextlib.AbstractContextManager]
+"""Makes a context in which the program is traced: an engine's `over`, whose devices then share the rows of a batch."""
 
 _INPUTS = ("tokens", "targets", "positions", "segment_ids")
 
 
-@functools.partial(jax.jit, static_argnames=("module",))
-def score_batch(module, params, hyper, batch, carry):
+@functools.partial(jax.jit, static_argnames=("module", "over"))
+def score_batch(module, params, hyper, batch, carry, over: Over):
     """Nats float32 [B T] and whether the target was the likeliest, bool [B T], at every place; and
     the carry.
     """
-    logits, carry = module.apply(
-        {"params": params},
-        batch["tokens"],
-        batch["positions"],
-        batch["segment_ids"],
-        hyper=hyper,
-        carry=carry,
-    )
-    return *token_losses(logits, batch["targets"]), carry
+    with over():
+        batch = {name: placement.constrain(rows, "B T") for name, rows in batch.items()}
+        logits, carry = module.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["positions"],
+            batch["segment_ids"],
+            hyper=hyper,
+            carry=carry,
+        )
+        nats, correct = token_losses(logits, batch["targets"])
+        return placement.whole(nats), placement.whole(correct), carry
 
 
 def place(places: Places, shape: tuple[int, int], **values: np.ndarray) -> Batch:
@@ -67,6 +74,7 @@ def sum_documents(
     documents: int,
     carry: Any = (),
     put: Put = dict,
+    over: Over = contextlib.nullcontext,
 ) -> np.ndarray:
     """Runs the model over batches and adds up what counts, in float64.
 
@@ -76,6 +84,7 @@ def sum_documents(
       documents: how many documents there are.
       carry: the state before the first batch; each batch gets the state after the one before.
       put: places a batch on the devices.
+      over: says which devices share the rows of a batch; see `Over`.
 
     Returns:
       float64 [3, documents]: nats, tokens, correct.
@@ -92,7 +101,7 @@ def sum_documents(
 
     for batch in batches:
         inputs = put({key: value for key, value in batch.items() if key in _INPUTS})
-        nats, correct, carry = score_batch(module, params, hyper, inputs, carry)
+        nats, correct, carry = score_batch(module, params, hyper, inputs, carry, over)
         running.append((nats, correct, batch))
         if len(running) > 1:  # never more than two programs in flight
             collect()
@@ -165,6 +174,7 @@ def score_documents(
     batch_rows: int = 8,
     names: Sequence[str] | None = None,
     put: Put = dict,
+    over: Over = contextlib.nullcontext,
 ) -> tuple[Scores, MetricIdentity]:
     """Scores documents with a causal module. The sums do not depend on how batches are made.
 
@@ -186,6 +196,7 @@ def score_documents(
       batch_rows: B.
       names: of the documents; their numbers by default.
       put: places a batch (a dict of [B T] arrays) on the devices.
+      over: says which devices share the rows of a batch; see `Over`.
 
     Raises:
       RequestError: for a stride or context length out of range (the model's positions included), or
@@ -208,7 +219,7 @@ def score_documents(
         pieces = windows(bounds, context_length, stride or context_length, shift=1)
         placed = packed(pieces.lengths, context_length, batch_rows)
     batches = _batches(framed, owners(offsets), pieces, placed, shape)
-    sums = sum_documents(module, params, hyper, batches, len(offsets) - 1, carry, put)
+    sums = sum_documents(module, params, hyper, batches, len(offsets) - 1, carry, put, over)
     identity = MetricIdentity(
         measure="likelihood",
         document_rule=document_rule,

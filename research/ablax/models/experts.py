@@ -250,7 +250,8 @@ class Experts(nn.Module):
             y = dropless(*flat, jax.tree.unflatten(tree, leaves), self.activation)
             return y.reshape(*chosen.shape, x.shape[-1])
 
-        letters = ["E D F"[: 2 * leaf.ndim - 1] for leaf in leaves]
+        # A token may go to any expert, so each device needs all of them, whole.
+        letters = [" ".join("D" * leaf.ndim) for leaf in leaves]
         return per_device(own, ["B T D", "B T C", *letters], "B T C D")(x, found.chosen, *leaves)
 
     def _sow(self, found: Routing, counted: Array, kept: Array, hyper: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """The kernel canary: the attention that a run uses is compared with the reference before it trains anything."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -75,7 +76,13 @@ def canary_rows(batch: Rows, whole_rows: bool) -> dict[str, np.ndarray]:
     return rows
 
 
-def check_kernel(program: Program, params: Any, hyper: Mapping[str, Any], batch: Rows) -> None:
+def check_kernel(
+    program: Program,
+    params: Any,
+    hyper: Mapping[str, Any],
+    batch: Rows,
+    over: Callable[[], AbstractContextManager] = nullcontext,
+) -> None:
     """Compares loss and gradients of the program's attention kernel with those of the reference on a few rows.
 
     Both are measured against the reference in float32 at the highest precision, so that what is allowed follows from
@@ -85,6 +92,7 @@ def check_kernel(program: Program, params: Any, hyper: Mapping[str, Any], batch:
       params: of the run, wherever they lie.
       hyper: its traced knobs.
       batch: its first rows.
+      over: of its engine, whose devices take part as they do in training.
 
     Raises:
       RequestError: naming the kernel, the parameter and the difference, or what kept the kernel from running.
@@ -97,10 +105,10 @@ def check_kernel(program: Program, params: Any, hyper: Mapping[str, Any], batch:
     remedy = "set model.attention_kernel=reference"
     rows = canary_rows(batch, kernel.whole_rows)
     with jax.default_matmul_precision("highest"):
-        truth = _gradients(program, REFERENCE, "float32", params, hyper, rows)
-    reference = _gradients(program, REFERENCE, dtype, params, hyper, rows)
+        truth = gradients_by(program, REFERENCE, "float32", over)(params, hyper, rows)
+    reference = gradients_by(program, REFERENCE, dtype, over)(params, hyper, rows)
     try:
-        found = _gradients(program, name, dtype, params, hyper, rows)
+        found = gradients_by(program, name, dtype, over)(params, hyper, rows)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise RequestError(
@@ -119,10 +127,10 @@ def check_kernel(program: Program, params: Any, hyper: Mapping[str, Any], batch:
             )
 
 
-def _gradients(
-    program: Program, kernel: str, dtype: str, params: Any, hyper: Mapping[str, Any], rows: Rows
-) -> dict[str, jax.Array]:
-    """Loss per counted position, and its gradient by path."""
+def gradients_by(
+    program: Program, kernel: str, dtype: str, over: Callable[[], AbstractContextManager]
+) -> Any:
+    """A compiled function of (params, hyper, rows): loss per counted position, and its gradient by path."""
     # One layer is compiled instead of L.
     changes = {"attention_kernel": kernel, "dtype": dtype, "unroll": 1}
     config = dataclasses.replace(program.module.config, **changes)
@@ -132,8 +140,13 @@ def _gradients(
         loss = twin.loss(params, hyper, (), jax.random.key(0), rows)[0]
         return loss.total / jnp.maximum(loss.count, 1)
 
-    loss, gradient = jax.jit(jax.value_and_grad(mean))(params, hyper, rows)
-    return {"loss": loss, **leaves_of(gradient)}
+    @jax.jit
+    def found(params: Any, hyper: Mapping[str, Any], rows: Rows) -> dict[str, jax.Array]:
+        with over():
+            loss, gradient = jax.value_and_grad(mean)(params, hyper, rows)
+        return {"loss": loss, **leaves_of(gradient)}
+
+    return found
 
 
 def _distances(leaves: Mapping[str, Any], others: Mapping[str, Any] | None) -> dict[str, float]:

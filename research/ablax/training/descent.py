@@ -205,6 +205,7 @@ class Descent:
             self.corpus,
             experiment.objective,
             folder.evals if folder.writer else None,
+            over=self.engine.over,
             before_batch=stop.check,
             unwritten=saving.say,
         )
@@ -263,7 +264,7 @@ class Descent:
             say(f"attention: {name} ({why})")
         if name != REFERENCE:
             rows = first_rows(self.experiment, self.corpus)
-            check_kernel(self.program, state.params, state.hyper, rows)
+            check_kernel(self.program, state.params, state.hyper, rows, self.engine.over)
 
     def starting_state(
         self, folder: RunFolder, checkpoints: Checkpoints, say: Say

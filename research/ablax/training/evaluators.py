@@ -1,5 +1,6 @@
 """What is measured during and after training: one function from (parameters, step) to a record."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from ablax.evaluation.scores import (
     totals,
     write_scores,
 )
-from ablax.evaluation.scoring import Batch, score_documents
+from ablax.evaluation.scoring import Batch, Over, score_documents
 from ablax.objectives.batch import vocabulary_of
 from ablax.run import RunFailed
 
@@ -40,7 +41,11 @@ class EvaluationConfig:
     )
     context: int | None = knob(None, "Tokens of context; none = data.sequence_length.")
     stride: int | None = knob(None, "Tokens that a window moves; none = the context, no overlap.")
-    batch_rows: int = knob(8, "Rows that are scored together.", mark="execution")
+    batch_rows: int = knob(
+        8,
+        "Rows that are scored together; the devices of a run share them where they divide.",
+        mark="execution",
+    )
     pseudo_documents: int = knob(
         16, "Masked models: documents of the pseudo-log-likelihood, 0 leaves it out."
     )
@@ -99,6 +104,7 @@ class Evaluator:
       folder: where totals and per-document sums are written; None writes nothing.
       split: in place of the configuration's.
       label: of the files, after split and step: what was measured otherwise than in training.
+      over: of the engine whose devices share the rows of a batch.
       before_batch: called before each batch; what it raises breaks the evaluation off.
       unwritten: takes a line if the disk does not take the sums; an error when None.
     """
@@ -111,6 +117,7 @@ class Evaluator:
         folder: Path | None,
         split: str | None = None,
         label: str = "",
+        over: Over = contextlib.nullcontext,
         before_batch: Callable[[], None] = lambda: None,
         unwritten: Callable[[str], None] | None = None,
     ):
@@ -118,7 +125,8 @@ class Evaluator:
         self.split = split or config.split
         self.documents, self.names = sample(corpus, self.split, config.documents)
         self.context = config.context or corpus.config.sequence_length
-        self.label, self._before_batch, self._unwritten = label, before_batch, unwritten
+        self.label, self._over = label, over
+        self._before_batch, self._unwritten = before_batch, unwritten
 
     def neural(
         self,
@@ -209,6 +217,7 @@ class Evaluator:
             "batch_rows": self.config.batch_rows,
             "names": self.names,
             "put": self._put,
+            "over": self._over,
             **self.corpus.marks,
         }
 

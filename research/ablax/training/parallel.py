@@ -10,16 +10,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ablax import placement
 from ablax.config import RequestError, knob
-from ablax.training.masks import parameter_path
+from ablax.training.layout import Layout, mesh_over
 from ablax.training.sharding import (
     AXES,
     RULES,
     Rules,
     batch_partition,
     parse_rule,
-    partition,
     partitions,
 )
 from ablax.training.state import TrainState
@@ -118,9 +116,8 @@ class MeshEngine:
     ):
         self.program, self.rules = program, rules
         self.sizes = dict(sizes) if sizes else {**WHOLE, "data": len(devices)}
-        shape = tuple(self.sizes[axis] for axis in AXES)
-        # The types are said because the default of a mesh's axes is not the same in all versions of JAX.
-        self.mesh = jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
+        self.mesh = mesh_over(devices, self.sizes)
+        self.over = Layout(self.mesh, tuple(rules))
         self._step = jax.jit(self._traced, donate_argnums=0)
 
     def _traced(self, state: TrainState, batch: Any) -> tuple[TrainState, Any]:
@@ -130,24 +127,10 @@ class MeshEngine:
             # Each device needs the gradient of its own part only.
             return jax.lax.with_sharding_constraint(sums[0], shardings.params), *sums[1:]
 
-        with placement.over(self.mesh, self._layer):
+        with self.over():
             after, metrics = self.program.step(state, batch, scatter)
         # Without this XLA may choose another layout for the next state, and the step would be compiled twice.
         return jax.lax.with_sharding_constraint(after, shardings), metrics
-
-    def _layer(self, stack: str, variables: Any) -> Any:
-        """The parameters of one layer of a stack, split as the stack is."""
-
-        def split(path: Any, leaf: jax.Array) -> jax.Array:
-            name = (
-                f"{stack}/{parameter_path(path[1:])}"  # the first key is the collection's, "params"
-            )
-            spec = partition(name, (1, *leaf.shape), self.sizes, self.rules)
-            return jax.lax.with_sharding_constraint(
-                leaf, NamedSharding(self.mesh, PartitionSpec(*spec[1:]))
-            )
-
-        return jax.tree_util.tree_map_with_path(split, variables)
 
     def shardings(self, state: TrainState) -> TrainState:
         """A tree of shardings like the state (which may be abstract)."""
@@ -179,8 +162,12 @@ class MeshEngine:
 
     def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """This process's rows of a batch as global arrays."""
+        count = self.program.spec["tokens"].shape[0]
         return {
-            name: jax.make_array_from_process_local_data(self.batch_sharding(rows.shape), rows)
+            # Said, because a process holds whole rows even where `sequence` splits them between processes.
+            name: jax.make_array_from_process_local_data(
+                self.batch_sharding(rows.shape), rows, (count, *rows.shape[1:])
+            )
             for name, rows in batch.items()
         }
 
@@ -209,6 +196,9 @@ class PmapEngine:
         self.program = program
         self.devices, self.sizes = devices, {**WHOLE, "data": len(devices)}
         self.mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+        # For programs beside the step.
+        named = self.mesh.devices.reshape([self.sizes[axis] for axis in AXES])
+        self.over = Layout(Mesh(named, AXES, axis_types=(AxisType.Auto,) * len(AXES)), ())
         names = [field.name for field in dataclasses.fields(TrainState)]
         axes: dict[str, Any] = {name: 0 if name == "carry" else None for name in names}
         state_axes = TrainState(**axes)
@@ -236,15 +226,13 @@ class PmapEngine:
 
     def init(self, rng: jax.Array, hyper: Any) -> TrainState:
         """A fresh state."""
-        if jax.process_count() == 1:
-            return jax.jit(self.program.init)(rng, hyper)
         places = jax.tree.map(lambda leaf: leaf.sharding, self.template(rng, hyper))
         return jax.jit(self.program.init, out_shardings=places)(rng, hyper)
 
     def template(self, rng: jax.Array, hyper: Any) -> TrainState:
-        """Shapes and dtypes of a state on one device; its carry is spread by rows, as a step leaves it.
+        """Shapes, dtypes and shardings of a state as a step leaves it: a copy on each device, the carry by rows.
 
-        Of one that several processes share, each device has a copy.
+        From any other one the first step would be compiled for that one alone.
         """
         shapes = jax.eval_shape(self.program.init, rng, hyper)
 
@@ -254,7 +242,7 @@ class PmapEngine:
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
             )
 
-        whole = shapes if jax.process_count() == 1 else spread(shapes, PartitionSpec())
+        whole = spread(shapes, PartitionSpec())
         return dataclasses.replace(whole, carry=spread(shapes.carry, PartitionSpec(AXIS)))
 
     def step(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[TrainState, Any]:

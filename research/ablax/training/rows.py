@@ -3,11 +3,12 @@
 import math
 
 import jax
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 
 from ablax.config import RequestError
+from ablax.training.layout import mesh_over
 from ablax.training.parallel import ParallelConfig
-from ablax.training.sharding import AXES, ROWS, row_shards
+from ablax.training.sharding import ROWS, row_shards
 
 
 def rows_of_process(config: ParallelConfig) -> tuple[int, int]:
@@ -26,8 +27,7 @@ def rows_of_process(config: ParallelConfig) -> tuple[int, int]:
         raise RequestError(
             f"parallel uses {used} of {len(devices)} devices; several processes use all: set parallel.data=-1"
         )
-    mesh = jax.make_mesh(tuple(sizes[axis] for axis in AXES), AXES, (AxisType.Auto,) * len(AXES))
-    shards, rows = row_shards(sizes), NamedSharding(mesh, ROWS)
+    shards, rows = row_shards(sizes), NamedSharding(mesh_over(devices, sizes), ROWS)
     places = rows.addressable_devices_indices_map((shards,)).values()
     own = sorted({place[0].start or 0 for place in places if place})
     first, count = own[0], len(own)
