@@ -121,6 +121,7 @@ def test_no_array_has_all_logits(kind):
 
     assert largest() == B * T * V
     assert largest(**{"training.loss_chunk": 3}) == B * 3 * V
+    assert largest(**{"training.loss_chunk": 3 * T}) == B * T * V
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])

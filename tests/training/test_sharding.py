@@ -120,6 +120,13 @@ def test_an_uncovered_parameter_is_refused_where_it_matters():
         )
 
 
+def test_a_rule_that_matches_nothing_is_refused():
+    """Catches: a misspelt path, whose parameter the built-in rules would go on to split."""
+    rules = ParallelConfig(fsdp=2, rules=("blokcs/.*=-,fsdp",)).table
+    with pytest.raises(RequestError, match=r"'blokcs/\.\*', which matches no parameter"):
+        partitions(state_of("gpt"), SIZES, rules)
+
+
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
@@ -129,6 +136,9 @@ def test_an_uncovered_parameter_is_refused_where_it_matters():
         ({"rules": ("kernel",)}, "write REGEX=AXIS,AXIS"),
         ({"rules": ("kernel=rows",)}, "write REGEX=AXIS,AXIS"),
         ({"rules": ("(=fsdp",)}, r"unterminated|missing \)"),
+        ({"rules": ("kernel=data",)}, "one of fsdp, expert, tensor, once each"),
+        ({"rules": ("kernel=fsdp,fsdp",)}, "once each"),
+        ({"engine": "pmap", "rules": ("kernel=fsdp",)}, "pmap splits no parameter"),
     ],
 )
 def test_layouts_that_make_no_sense_are_refused(knobs, message):
@@ -149,7 +159,24 @@ def test_one_axis_takes_the_devices_that_are_left():
 @pytest.mark.parametrize(
     ("name", "knobs", "sizes", "message"),
     [
-        ("gpt", {"training.batch_size": 6}, {"data": 4}, "does not divide over 4 devices"),
+        (
+            "gpt",
+            {"training.batch_size": 6},
+            {"data": 4},
+            "over 4 devices; .* or set parallel.data=3",
+        ),
+        (
+            "gpt",
+            {"training.batch_size": 7},
+            {"fsdp": 2},
+            "over 2 devices; make it a multiple of 2$",
+        ),
+        (
+            "gpt",
+            {"training.batch_size": 12, "training.accumulation": 3},
+            {"data": 8},
+            r"8 devices x training\.accumulation=3; make it a multiple of 24, or set parallel.data=4",
+        ),
         (
             "gpt",
             {"data.sequence_length": 66},

@@ -101,7 +101,8 @@ class Forward:
             features, part = _counted((features, part), part["loss_weights"], capacity)
         if self.chunk is None:
             return score(self._logits(features), part), carry
-        return self._chunked(features, part, score, self.chunk), carry
+        # The last chunk is filled up, so one that is longer than the row would compute more than all of it.
+        return self._chunked(features, part, score, min(self.chunk, features.shape[1])), carry
 
     def _apply(self, batch: Batch, method: str) -> tuple[Array, HandedOn]:
         (output, carry), sown = self.module.apply(

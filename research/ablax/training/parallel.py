@@ -71,6 +71,8 @@ class ParallelConfig:
                 f"engine=pmap replicates the model and knows no {split[0]}={sizes[split[0]]}; "
                 "set parallel.engine=mesh"
             )
+        if self.engine == "pmap" and self.rules:
+            raise RequestError("engine=pmap splits no parameter: remove parallel.rules")
         for rule in self.rules:
             parse_rule(rule)
 

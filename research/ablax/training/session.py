@@ -132,10 +132,14 @@ def check_layout(experiment: Any, sizes: Mapping[str, int]) -> None:
     """
     training, rows = experiment.training, row_shards(sizes)
     if training.batch_size % (rows * training.accumulation):
+        fewer = range(sizes["data"] - 1, 0, -1)
+        parts = rows // sizes["data"] * training.accumulation
+        fit = next((data for data in fewer if training.batch_size % (parts * data) == 0), None)
         raise RequestError(
             f"training.batch_size={training.batch_size} does not divide over {rows} devices"
-            f" x {training.accumulation} micro-batches; make it a multiple of {rows * training.accumulation},"
-            " or set parallel.data"
+            + f" x training.accumulation={training.accumulation}" * (training.accumulation > 1)
+            + f"; make it a multiple of {rows * training.accumulation}"
+            + (f", or set parallel.data={fit} to use fewer" if fit else "")
         )
     length, heads = experiment.data.sequence_length, getattr(experiment.model, "num_heads", None)
     if sizes["sequence"] > 1 and getattr(experiment.model, "RECURRENT", False):

@@ -58,9 +58,11 @@ def parse_rule(text: str) -> tuple[str, PartitionSpec]:
     """
     pattern, separator, axes = text.rpartition("=")
     names = [name.strip() for name in axes.split(",")] if axes.strip() else []
-    if not separator or not set(names) <= {"-", *AXES}:
+    split = [name for name in names if name != "-"]
+    if not separator or not set(split) <= set(SPLITTING) or len(set(split)) < len(split):
         raise RequestError(
-            f"parallel.rules has {text!r}; write REGEX=AXIS,AXIS with one of -, {', '.join(AXES)} per dimension"
+            f"parallel.rules has {text!r}; write REGEX=AXIS,AXIS with - or one of {', '.join(SPLITTING)}, once each, "
+            "per dimension"
         )
     try:
         re.compile(pattern)
@@ -112,10 +114,16 @@ def partitions(state: TrainState, sizes: Mapping[str, int], rules: Rules = RULES
     as that parameter is; so is the average. Carries are split by rows; everything else is whole on every device.
 
     Raises:
-      RequestError: see `partition`, and if the mesh would split no parameter over one of its axes.
+      RequestError: see `partition`, and if the mesh would split no parameter over one of its axes, or a rule that is
+        not built in matches none.
     """
     shapes = {path: leaf.shape for path, leaf in leaves_of(state.params).items()}
     specs = {path: partition(path, shape, sizes, rules) for path, shape in shapes.items()}
+    for pattern, spec in rules:
+        if (pattern, spec) not in RULES and not any(re.fullmatch(pattern, path) for path in shapes):
+            raise RequestError(
+                f"parallel.rules has {pattern!r}, which matches no parameter; `ablax inspect` lists their paths"
+            )
     for axis in SPLITTING:
         if sizes.get(axis, 1) > 1 and not any(axis in spec for spec in specs.values()):
             raise RequestError(
