@@ -86,8 +86,9 @@ def forensics(
     program, state, loader = plan.program, scene.state, plan.loader
     batch = loader.batch(scene.batch)
     placed = plan.engine.place(batch) if isinstance(plan.engine, MeshEngine) else batch
-    rows = _rows(program, state, batch, loader.documents(scene.batch), corpus)
-    gradient, sums = jax.jit(lambda s, b: program.gradients(s, b)[:2])(state, placed)
+    totals, counts = losses_by_row(plan.engine)(state, dict(batch))
+    rows = _rows(totals, counts, loader.documents(scene.batch), corpus)
+    gradient, sums = gradients_by(plan.engine)(state, placed)
     layers = layer_norms(gradient, float(sums.count))
     where = first_not_finite(state.params)
     first = f"parameter {where}" if where else activation_not_finite(program, state, batch)
@@ -175,21 +176,37 @@ def _as_recorded(
     return int.from_bytes(hashes[step - 1], "little") == hash_rows(batch, first_row)
 
 
+def gradients_by(engine: Any) -> Any:
+    """A compiled function of (state, batch) on the engine's devices: gradient of the total loss, and its sums."""
+
+    @jax.jit
+    def found(state: TrainState, batch: Any) -> Any:
+        with engine.over():
+            return engine.program.gradients(state, batch)[:2]
+
+    return found
+
+
+def losses_by_row(engine: Any) -> Any:
+    """A compiled function of (state, batch) on the engine's devices: totals and counts [B] of each row by itself."""
+
+    @jax.jit
+    def found(state: TrainState, batch: Any) -> tuple[Any, Any]:
+        def one(row: Any) -> tuple[Any, Any]:
+            row, carry = jax.tree.map(lambda x: x[None], row)
+            loss = engine.program.loss(state.params, state.hyper, carry, None, row)[0]
+            return loss.total, loss.count
+
+        with engine.over():
+            return jax.lax.map(one, (batch, state.carry))
+
+    return found
+
+
 def _rows(
-    program: Program,
-    state: TrainState,
-    batch: Mapping[str, np.ndarray],
-    documents: Sequence[np.ndarray],
-    corpus: Corpus,
+    totals: Any, counts: Any, documents: Sequence[np.ndarray], corpus: Corpus
 ) -> list[dict[str, Any]]:
-    """Loss of each row by itself, largest and non-finite ones first, and the names of its documents."""
-
-    def one(row: Any) -> tuple[Any, Any]:
-        row, carry = jax.tree.map(lambda x: x[None], row)
-        loss = program.loss(state.params, state.hyper, carry, None, row)[0]
-        return loss.total, loss.count
-
-    totals, counts = jax.jit(lambda rows: jax.lax.map(one, rows))((dict(batch), state.carry))
+    """Loss of each row, largest and non-finite ones first, and the names of its documents."""
     losses = np.asarray(totals, float) / np.maximum(np.asarray(counts), 1)
     name = corpus.sources["train"].name
     rows = [

@@ -9,6 +9,8 @@ import jax
 
 from ablax.evaluation.scoring import score_batch
 from ablax.experiment import base, resolve
+from ablax.forensics import gradients_by as forensics
+from ablax.forensics import losses_by_row
 from ablax.topology import devices_of
 from ablax.training import session
 from ablax.training.canary import ROWS, gradients_by
@@ -48,6 +50,8 @@ def main() -> None:
         "evaluation": score_batch.lower(
             program.module, state.params, model, inputs, (), engine.over
         ),
+        "forensics": forensics(engine).lower(state, rows(8)),
+        "forensics of rows": losses_by_row(engine).lower(state, rows(8)),
         "canary": canary.lower(state.params, state.hyper, rows(ROWS)),
     }
     print(json.dumps({name: "tpu_custom_call" in x.as_text() for name, x in lowered.items()}))
