@@ -117,7 +117,10 @@ CONFIGURATIONS = {
         ["training.accumulation=3"],
         "training.batch_size=4 does not divide",
     ),
-    "more devices than there are": (["parallel.data=4096"], "parallel.data=4096 but there are"),
+    "more devices than there are": (
+        ["parallel.data=4096"],
+        "parallel.data=4096 but this machine has",
+    ),
     "masked objective, decoder": (["objective=masked"], "set objective.kind=causal"),
     "streams, decoder": (["data.layout=streams"], "data.layout=streams needs a recurrent model"),
     "context beyond positions": (["evaluation.context=64"], "evaluation.context to at most 16"),

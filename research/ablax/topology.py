@@ -37,8 +37,8 @@ def devices_of(topology: str) -> list[Any]:
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).strip().split("\n")[0][:200]
         raise RequestError(
-            f"--topology={topology} cannot be compiled for ({reason}); name one as v5e:2x4 or v5p:4x4x8, and install "
-            "libtpu: pip install 'ablax[tpu]'"
+            f"--topology={topology} cannot be compiled for ({reason}); name one as v5e:2x4 or v5p:4x4x8, and put "
+            "libtpu beside the environment: pip install --no-deps --target=DIR libtpu, then PYTHONPATH=DIR"
         ) from None
     return list(description.devices)
 

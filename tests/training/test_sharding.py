@@ -152,7 +152,7 @@ def test_one_axis_takes_the_devices_that_are_left():
     assert ParallelConfig(data=2, fsdp=-1).over(8)["fsdp"] == 4
     with pytest.raises(RequestError, match="does not divide the 6 devices"):
         config.over(6)
-    with pytest.raises(RequestError, match=r"fsdp=2 x tensor=2 but there are 2 devices"):
+    with pytest.raises(RequestError, match=r"fsdp=2 x tensor=2 but this machine has 2"):
         config.over(2)
 
 

@@ -69,16 +69,19 @@ def run(args: argparse.Namespace) -> None:
     corpus = None
     if args.batch > 0 or inspection.needs_data(experiment):
         corpus = inspection.corpus_of(experiment, args.offline)
+    compiled = compile_for(experiment, corpus, args.topology) if args.topology else None
+    if compiled:
+        sizes = {axis: compiled["mesh"].get(axis, 1) for axis in mesh_sizes("data:1")}
     found = inspection.inspect(
         experiment, corpus, count=args.batch, shapes=args.layers, sizes=sizes
     )
-    if args.topology:
-        found["compiled"] = compile_for(experiment, corpus, args.topology)
+    if compiled:
+        found["compiled"] = compiled
     output.emit(found)
-    _tables(args.config, found)
+    _tables(args.config, found, "memory of each device" if sizes else "memory")
 
 
-def _tables(title: str, found: dict[str, Any]) -> None:
+def _tables(title: str, found: dict[str, Any], memory: str) -> None:
     output.table(title, ("knob", "value"), [(k, str(v)) for k, v in found["config"].items()])
     if found["durations"]:
         output.table("Lengths", ("knob", "steps"), found["durations"].items())
@@ -91,7 +94,7 @@ def _tables(title: str, found: dict[str, Any]) -> None:
         cost = [(f"parameters: {k}", found["parameters"][k]) for k in ("total", "active")]
         cost += [("vocabulary", found["vocabulary"])]
         cost += [(f"FLOPs: {k.replace('_', ' ')}", v) for k, v in found["flops"].items()]
-        cost += [(f"memory: {k}", output.size(v)) for k, v in found["memory"].items()]
+        cost += [(f"{memory}: {k}", output.size(v)) for k, v in found["memory"].items()]
         output.table("Cost", ("what", "how much"), cost)
     if "compiled" in found:
         output.table(
@@ -135,7 +138,7 @@ def _account(compiled: dict[str, Any]) -> list[tuple[str, str]]:
         return [*rows, ("does not fit", compiled["why"])]
     if "attention_kernel" in compiled:
         rows.append(("attention kernel", compiled["attention_kernel"]))
-    rows += [(f"memory: {k}", output.size(v)) for k, v in compiled["memory"].items()]
+    rows += [(f"memory of each device: {k}", output.size(v)) for k, v in compiled["memory"].items()]
     return rows + [
         (k, f"{v['count']}, {output.size(v['bytes'])}") for k, v in compiled["collectives"].items()
     ]

@@ -97,7 +97,7 @@ class ParallelConfig:
         shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size not in (1, -1))
         if fixed > count:
             raise RequestError(
-                f"parallel.{shown} but there are {count} devices; set fewer, or parallel.data=-1"
+                f"parallel.{shown} but this machine has {count}; set fewer, or parallel.data=-1"
             )
         if -1 in sizes.values() and count % fixed:
             raise RequestError(

@@ -12,6 +12,7 @@ from ablax.models.flops import training_flops_per_token
 # (H100, H200, A100, B200, L4: tensor core, without sparsity), Google Cloud's TPU pages (v4, v5e, v5p, v6e: per chip).
 PEAKS: Sequence[tuple[str, float]] = (
     (r"H100 PCIe", 756e12),
+    (r"H[12]00 NVL", 835e12),
     (r"H[12]00", 989e12),
     (r"A100", 312e12),
     (r"B200", 2250e12),
