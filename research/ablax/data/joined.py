@@ -38,6 +38,8 @@ class JoinedTokens:
         offsets = self._store.offsets if self._offsets is None else self._offsets
         first, last = np.searchsorted(offsets, (start, start + count - 1), side="right") - 1
         inside = np.arange(first, last + 1)
+        if first == last:  # as most rows are of one document
+            return inside
         return inside[offsets[inside] < offsets[inside + 1]]  # an empty document is not read
 
     def _read(self, start: int, stop: int) -> Int32[np.ndarray, " count"]:

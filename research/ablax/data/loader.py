@@ -1,5 +1,6 @@
 """The loader: the batch of a step as a pure function of (layout, seed, step), on grain."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -76,9 +77,12 @@ class Loader:
             order = order.shuffle()
         self.local_batch_size = global_batch_size // process_count
         self.first_row = process_index * self.local_batch_size
-        self._order = order.repeat()
+        order: Any = order.repeat()
+        # Kept until the step is made, when the ledger asks which documents its rows are of: a shuffled number costs as
+        # much as a short row.
+        self._number = functools.lru_cache((prefetch + 4) * global_batch_size)(order.__getitem__)
         self._batches = _Batches(
-            self._order, self._batch, self.first_row, self.local_batch_size, global_batch_size
+            order, self._batch, self.first_row, self.local_batch_size, global_batch_size
         )
 
     @property
@@ -106,12 +110,12 @@ class Loader:
         """The documents, by number, of each row of the global batch of one step."""
         first = step * self.global_batch_size
         places = range(first, first + self.global_batch_size)
-        order: Any = self._order
-        return [self.layout.documents(self._row(place, order[place])) for place in places]
+        return [self.layout.documents(self._row(place)) for place in places]
 
-    def _row(self, position: int, number: int) -> int:
+    def _row(self, position: int) -> int:
         # The row's number forgets the epoch, which the layout wants to know.
-        return position // self.rows_per_epoch * self.rows_per_epoch + number
+        epoch = position // self.rows_per_epoch
+        return epoch * self.rows_per_epoch + int(self._number(position))
 
     def iterate(self, start_step: int = 0) -> "BatchIterator":
         """Endless iteration over `batch(start_step)` and its successors, made ahead by a thread."""
@@ -120,22 +124,20 @@ class Loader:
         )
         return BatchIterator(iter(self._batches.to_iter_dataset(options)), start_step)
 
-    def _batch(self, positions: Sequence[int], numbers: Sequence[int]) -> Batch:
-        rows = list(self._rows(positions, numbers))
+    def _batch(self, positions: Sequence[int]) -> Batch:
+        rows = list(self._rows(positions))
         batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         for name, limit in self._limits.items():
             if name in batch:
                 check_range(name, batch[name], limit)
         return batch
 
-    def _rows(
-        self, positions: Sequence[int], numbers: Sequence[int]
-    ) -> Iterator[Mapping[str, np.ndarray]]:
+    def _rows(self, positions: Sequence[int]) -> Iterator[Mapping[str, np.ndarray]]:
         # Setting a generator's counter costs a tenth of making one for each row.
         generator = np.random.Generator(np.random.Philox(key=self._seed))
         state: Any = generator.bit_generator.state
-        for position, number in zip(positions, numbers, strict=True):
-            row = self.layout[self._row(position, number)]
+        for position in positions:
+            row = self.layout[self._row(position)]
             if self._transform is not None:
                 state["state"]["counter"][3] = position
                 generator.bit_generator.state = state
@@ -183,7 +185,7 @@ class _Batches(grain.MapDataset):
     def __init__(
         self,
         order: grain.MapDataset,
-        make: Callable[[Sequence[int], Sequence[int]], Batch],
+        make: Callable[[Sequence[int]], Batch],
         first: int,
         local_batch_size: int,
         global_batch_size: int,
@@ -199,6 +201,4 @@ class _Batches(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         first = index * self._global + self._first
-        positions = range(first, first + self._local)
-        order: Any = self._parent
-        return self._make(positions, [order[position] for position in positions])
+        return self._make(range(first, first + self._local))
