@@ -15,18 +15,21 @@ from ablax.training.recovery import first_not_finite
 from ablax.training.state import scalars
 
 CONFIG, OFF = GuardConfig(spike=4.0, window=8), GuardConfig(window=8)
-PARAMS = {"kernel": jnp.zeros(2)}
+RATE = jnp.float32(1e-3)
 HYPER = {"training": {"guard": {"spike": jnp.float32(4)}}}
 
 
-def judged(losses, state=None, norm=1.0, config=CONFIG):
+def judged(losses, state=None, norm=1.0, config=CONFIG, rate=RATE):
     """The verdicts on mean losses, one after the other, and the last state."""
     state, verdicts = state or GuardState.fresh(), []
     for loss in losses:
         sums = Sums(jnp.float32(3 * loss), jnp.int32(3))
-        before, state = state, judge(config, state, HYPER, sums, jnp.float32(norm), PARAMS)
+        before, state = (
+            state,
+            judge(config, state, HYPER, sums, jnp.float32(norm), jnp.float32(rate)),
+        )
         verdicts.append(int(state.refused))
-        if verdicts[-1]:  # what `accept` leaves of a refused step, released
+        if verdicts[-1]:  # released
             state = before
     return verdicts, state
 
@@ -76,12 +79,13 @@ def test_what_is_not_finite_is_refused(bad):
     assert judged([bad], config=OFF)[0] == [NOT_FINITE]
     assert judged([bad])[0] == [NOT_FINITE]
     assert judged([1.0], norm=bad)[0] == [NOT_FINITE]
+    assert judged([1.0], rate=bad)[0] == [NOT_FINITE]
 
 
 def test_a_refused_step_freezes_those_that_follow():
     """Catches: a second step, dispatched before the host knew, that is applied."""
     frozen = dataclasses.replace(GuardState.fresh(), refused=jnp.int32(SPIKE))
-    state = judge(OFF, frozen, {}, Sums(jnp.float32(3), jnp.int32(3)), jnp.float32(1), PARAMS)
+    state = judge(OFF, frozen, {}, Sums(jnp.float32(3), jnp.int32(3)), jnp.float32(1), RATE)
     assert int(state.refused) == SPIKE
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ablax.config import RequestError, knob
 from ablax.objectives.sums import Sums
@@ -22,7 +23,7 @@ SMALLEST_DEVIATION = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """What happens when loss, gradient or update are not finite, or the loss jumps. Such a step is never applied.
+    """What happens when loss or gradient are not finite, or the loss jumps. Such a step is never applied.
 
     It is repeated from the state before it, and said to be deterministic or transient. Spikes are not looked for by
     default: PaLM (Chowdhery et al. 2022, section 5.1) and OPT (Zhang et al. 2022, section 2.5) went back by hand and
@@ -87,21 +88,24 @@ def judge(
     hyper: Mapping[str, Any],
     loss: Sums,
     norm: Array,
-    params: Any,
+    rate: Array,
 ) -> GuardState:
     """The verdict on a step, from sums over the whole batch: every device comes to the same one.
 
     Mean and variance are exponentially weighted over `window` steps (Finch 2009, section 9), plain ones until then;
     refused losses do not enter, which keeps them robust.
 
+    The parameters after the step are not looked at, for that would double the state in memory. From a finite norm, of
+    which the squares are finite too, and a finite rate the optimizers here make finite ones; what another one spoils,
+    the next step shows, and it is never saved.
+
     Args:
       hyper: the traced knobs.
       loss: of the batch; its mean is judged.
       norm: of the gradient, before clipping.
-      params: after the step, which an update that overflows makes infinite where loss and gradient are not.
+      rate: the learning rate.
     """
-    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
-    finite = jnp.isfinite(loss.total) & jnp.isfinite(norm) & jnp.stack(leaves).all()
+    finite = jnp.isfinite(jnp.stack([loss.total, norm, rate])).all()
     refused = jnp.where(finite, ACCEPTED, NOT_FINITE)
     mean, variance, seen = before.mean, before.variance, before.seen
     if config.spike != 0:
@@ -116,17 +120,9 @@ def judge(
         variance = (1 - weight) * (variance + weight * change**2)
         seen = seen + 1
     refused = jnp.where(before.refused == ACCEPTED, refused, before.refused).astype(jnp.int32)
-    return GuardState(refused, seen, mean, variance)
-
-
-def accept(verdict: GuardState, before: "TrainState", after: "TrainState") -> "TrainState":
-    """The state after a step: `after`, or `before` with the verdict if that is not ACCEPTED."""
-    good = verdict.refused == ACCEPTED
-    after = dataclasses.replace(after, guard=verdict)
-    chosen = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)
-    return dataclasses.replace(
-        chosen, guard=dataclasses.replace(chosen.guard, refused=verdict.refused)
-    )
+    after = GuardState(refused, seen, mean, variance)
+    kept = jax.tree.map(lambda new, old: jnp.where(refused == ACCEPTED, new, old), after, before)
+    return dataclasses.replace(kept, refused=refused)
 
 
 def released(state: "TrainState", advance: bool = False) -> "TrainState":
@@ -136,13 +132,14 @@ def released(state: "TrainState", advance: bool = False) -> "TrainState":
 
 
 def why_refused(metrics: Any) -> str | None:
-    """Why a step was refused, from its fetched metrics; None if it was not."""
-    if metrics["refused"] == ACCEPTED:
+    """Why a step was refused, from its metrics, which are waited for; None if it was not."""
+    refused = int(np.asarray(metrics["refused"]))
+    if refused == ACCEPTED:
         return None
     loss = float(metrics["loss"].total) / max(float(metrics["loss"].count), 1)
-    if metrics["refused"] == SPIKE:
+    if refused == SPIKE:
         return f"loss {loss:.4g} is a spike"
     norm = float(metrics["gradient_norm"])
     if loss - loss == norm - norm == 0:
-        return "the update is not finite"
+        return f"learning_rate is {float(metrics['learning_rate'])}"
     return f"loss is {loss}" if loss - loss != 0 else f"gradient_norm is {norm}"

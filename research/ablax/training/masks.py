@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ablax.config import RequestError, knob
@@ -114,21 +115,15 @@ def own_buffers(transformation: optax.GradientTransformation) -> optax.GradientT
     """
 
     def init(params: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf: jax.numpy.array(leaf, copy=True), transformation.init(params)
-        )
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), transformation.init(params))
 
     return optax.GradientTransformation(init, transformation.update)
 
 
-def clip_by_global_norm(gradient: Any, max_norm: Any) -> tuple[Any, jax.Array]:
-    """Scales a gradient down to a global norm of at most `max_norm` (Pascanu et al. 2013, section
-    3.2).
-
-    Returns:
-      The gradient and its norm before, float32 []. A NaN or infinite norm is returned and never
-      hidden.
+def clipping(norm: jax.Array, max_norm: float | None) -> jax.Array:
+    """What a gradient is multiplied by so that its global norm is at most `max_norm` (Pascanu et al. 2013, section
+    3.2); a NaN or infinite norm is not hidden.
     """
-    norm = optax.tree.norm(gradient)
-    scale = jax.numpy.where(norm > max_norm, max_norm / norm, 1.0)
-    return jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), gradient), norm
+    if max_norm is None:
+        return jnp.float32(1)
+    return jnp.where(norm > max_norm, max_norm / norm, 1.0)

@@ -13,8 +13,8 @@ from ablax.objectives.batch import Batch, Losses
 from ablax.objectives.forward import Forward, losses_of, splits
 from ablax.objectives.sums import Sums
 from ablax.shapes import Array
-from ablax.training.guard import GuardState, accept, judge
-from ablax.training.masks import clip_by_global_norm
+from ablax.training.guard import ACCEPTED, GuardState, judge
+from ablax.training.masks import clipping
 from ablax.training.micro import join_rows, split_rows
 from ablax.training.optimizers import build_optimizer, evaluation_params
 from ablax.training.settings import TrainingConfig
@@ -130,11 +130,25 @@ class Program:
     ) -> tuple[TrainState, dict[str, Array]]:
         """Divides once by the count, clips, and takes the optimizer's step, unless the guard refuses it."""
         count = jnp.maximum(loss.count, 1).astype(jnp.float32)
-        gradient = jax.tree.map(lambda g: g / count, gradient)
-        if self.config.clip_norm is None:
-            norm = optax.tree.norm(gradient)
-        else:
-            gradient, norm = clip_by_global_norm(gradient, self.config.clip_norm)
+        norm = optax.tree.norm(gradient) / count
+        factor = clipping(norm, self.config.clip_norm) / count
+        rate = state.hyper["optimizer"]["learning_rate"] * self.schedule(
+            state.hyper.get("schedule", {}), state.step
+        )
+        guard = judge(self.config.guard, state.guard, state.hyper, loss, norm, rate)
+        # A choice between two whole states would hold both in memory.
+        after = jax.lax.cond(
+            guard.refused == ACCEPTED,
+            self.apply,
+            lambda state, *_: state,
+            *(state, gradient, factor, carry),
+        )
+        numbers = {"gradient_norm": norm, "learning_rate": rate, "refused": guard.refused}
+        return dataclasses.replace(after, guard=guard), numbers
+
+    def apply(self, state: TrainState, gradient: Any, factor: Array, carry: Any) -> TrainState:
+        """The optimizer's step along `factor` times the gradient."""
+        gradient = jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient)
         updates, opt_state = self.transformation(state.hyper).update(
             gradient, state.opt_state, state.params
         )
@@ -142,15 +156,9 @@ class Program:
         ema = state.ema
         if self.config.ema_decay is not None:
             ema = optax.incremental_update(params, state.ema, 1 - self.config.ema_decay)
-        rate = state.hyper["optimizer"]["learning_rate"] * self.schedule(
-            state.hyper.get("schedule", {}), state.step
-        )
-        after = dataclasses.replace(
+        return dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema, carry=carry
         )
-        verdict = judge(self.config.guard, state.guard, state.hyper, loss, norm, params)
-        numbers = {"gradient_norm": norm, "learning_rate": rate, "refused": verdict.refused}
-        return accept(verdict, state, after), numbers
 
     def step(
         self, state: TrainState, batch: Batch, reduce: Callable[[Any], Any] = lambda tree: tree
