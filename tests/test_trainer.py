@@ -21,8 +21,8 @@ from ablax.model import LOADED
 from ablax.run import RunFailed, RunFolder, write_json
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.debug import NotOverfit
-from ablax.training.ledger import compare_ledgers, read_ledger
 from ablax.training.meter import CLOCKED
+from ablax.training.recorded import compare_ledgers, read_ledger
 from ablax.training.session import abstract_state, build_program
 from ablax.training.state import without_hyper
 

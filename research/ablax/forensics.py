@@ -21,9 +21,10 @@ from ablax.training import session
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.descent import Descent
 from ablax.training.guard import NOT_FINITE, released, why_refused
-from ablax.training.ledger import hash_rows, read_ledger
+from ablax.training.ledger import hash_rows
 from ablax.training.masks import STACKED, parameter_path
 from ablax.training.parallel import MeshEngine
+from ablax.training.recorded import read_ledger
 from ablax.training.recovery import NOTHING, events_of, first_not_finite, left_out_after, position
 from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import Program

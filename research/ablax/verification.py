@@ -12,8 +12,9 @@ from typing import Any
 
 from ablax.config import RequestError, digest
 from ablax.run import RunFailed, RunFolder, now, provenance, write_json
-from ablax.training.ledger import FOLDER, RECORD, compare_ledgers, read_ledger
+from ablax.training.ledger import FOLDER, RECORD
 from ablax.training.meter import CLOCKED
+from ablax.training.recorded import compare_ledgers, read_ledger
 
 RECEIPT = "verify-resume.json"
 POLL_SECONDS = 0.001

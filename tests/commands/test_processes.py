@@ -64,10 +64,10 @@ from ablax.data.loader import Loader
 from ablax.training.phases import Phases
 make, enter = Loader._batch, Phases.enter
 
-def stuck(self, positions, numbers):
+def stuck(self, positions):
     if positions[0] >= 5 * self.global_batch_size:
         threading.Event().wait()
-    return make(self, positions, numbers)
+    return make(self, positions)
 
 def entering(self, name, step):
     enter(self, name, step)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ablax.training.meter import CLOCKED
+from ablax.training.recorded import read_ledger
 
 TESTS = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = TESTS / "training" / "killed_run.py"
@@ -99,6 +100,7 @@ def contents(workdir):
         "records": records,
         "scores": scores,
         "batches": batches,
+        "ledger": [digest.hex() for digest in read_ledger(workdir).hashes],
     }
 
 
@@ -140,7 +142,8 @@ QUICK = {
 )
 def test_a_killed_run_is_as_if_never_stopped(train, undisturbed, tmp_path, family):
     """Catches: a loader that starts over, a meter that forgets, a key that is drawn anew, a record or an evaluation
-    written twice or left out, a carry that is not saved, half a checkpoint taken for a whole one."""
+    written twice or left out, a carry that is not saved, half a checkpoint taken for a whole one,
+    steps that are not in the ledger although a checkpoint is after them."""
     inside = survive(train, undisturbed, tmp_path, f"{family}-30", QUICK[family], seed=0)
     assert inside >= (family == "decoder")
 

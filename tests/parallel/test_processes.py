@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from ablax.training.ledger import read_ledger
+from ablax.training.recorded import read_ledger
 from parallel.fleet import ends, fleet, write_page
 
 

@@ -12,15 +12,8 @@ from ablax.config import RequestError
 from ablax.data.layouts import make_layout
 from ablax.data.loader import Loader
 from ablax.data.store import TokenStore
-from ablax.training.ledger import (
-    RECORD,
-    Ledger,
-    compare_ledgers,
-    hash_rows,
-    pack,
-    read_ledger,
-    unpack,
-)
+from ablax.training.ledger import RECORD, Ledger, hash_rows, pack
+from ablax.training.recorded import compare_ledgers, read_ledger, unpack
 
 B, T = 4, 5
 

@@ -9,7 +9,9 @@ import math
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ablax
@@ -22,8 +24,10 @@ from ablax.run import RunFolder
 from ablax.training import session
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.guard import GuardConfig, released
-from ablax.training.ledger import hash_rows, read_ledger
+from ablax.training.ledger import hash_rows
+from ablax.training.optimizers import SGDConfig
 from ablax.training.parallel import MeshEngine
+from ablax.training.recorded import read_ledger
 from ablax.training.recovery import (
     NOTHING,
     Diverged,
@@ -33,6 +37,7 @@ from ablax.training.recovery import (
     left_out_from,
     position,
 )
+from ablax.training.saving import Saving
 from ablax.training.state import without_hyper
 
 STEPS, POISON = 18, "\x07"
@@ -62,9 +67,22 @@ def documents(tmp_path_factory):
     return path
 
 
-def experiment(documents, **changes):
+@dataclasses.dataclass(frozen=True)
+class Spoiling(SGDConfig):
+    """Its third update is infinite, from a gradient and a learning rate that are not."""
+
+    def build(self, hyper, learning_rate, decay_mask):
+        spoil = optax.scale_by_schedule(lambda count: jnp.where(count == 2, jnp.inf, 1.0))
+        return optax.chain(super().build(hyper, learning_rate, decay_mask), spoil)
+
+
+def experiment(documents, optimizer="adamw", **changes):
     config = base(
-        source=f"jsonl:{documents}", tokenizer="byte", schedule="constant", objective=Poisoned
+        source=f"jsonl:{documents}",
+        tokenizer="byte",
+        schedule="constant",
+        objective=Poisoned,
+        optimizer=optimizer,
     )
     config.model.num_layers, config.model.width, config.model.num_heads = 1, 16, 2
     config.data.sequence_length, config.data.split.validation = 16, 0.05
@@ -74,7 +92,7 @@ def experiment(documents, **changes):
     config.writers.every, config.writers.tensorboard = 1, False
     config.training.guard.skip_batches = 1
     flat = {k.replace("__", "."): v for k, v in changes.items()}
-    return ablax.resolve(config, flat, extend=[Poisoned])
+    return ablax.resolve(config, flat, extend=[Poisoned, Spoiling])
 
 
 @dataclasses.dataclass
@@ -117,7 +135,7 @@ def bad_step(documents):
 
 def train(made, workdir, said=None):
     say = (said if said is not None else []).append
-    return ablax.train(made, workdir, extend=[Poisoned], progress=False, say=say)
+    return ablax.train(made, workdir, extend=[Poisoned, Spoiling], progress=False, say=say)
 
 
 def leaves_of(workdir):
@@ -154,6 +172,31 @@ def test_stop_names_the_step_and_keeps_nothing_of_it(stopped, bad_step):
     assert f"the last good checkpoint is step {(bad_step - 1) // 6 * 6}" in said
     (event,) = events(workdir)
     assert (event["step"], event["batch"], event["action"]) == (bad_step, bad_step - 1, "stop")
+
+
+@pytest.mark.parametrize(("every", "found"), [(2, 4), (3, 3)])
+def test_parameters_that_an_update_spoils_are_never_saved(documents, every, found, tmp_path):
+    """Catches: a save that trusts the guard, and a guard that asks the loss of the next step for nothing."""
+    made = experiment(documents, Spoiling, checkpoint__every=every, training__guard__policy="skip")
+    with pytest.raises(Diverged, match=rf"params/\S+ is not finite at step {found} ") as ended:
+        train(made, tmp_path)
+    good = 2 if every == 2 else None
+    assert str(good or "no checkpoint was saved") in str(ended.value)
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    assert saved == ([good] if good else [])
+
+
+def test_steps_are_in_the_ledger_before_they_are_in_a_checkpoint(documents, tmp_path, monkeypatch):
+    """Catches: a gap that a run leaves in the ledger when it goes on from a checkpoint after a kill."""
+    save, recorded = Saving.save, {}
+
+    def saving(self, step, *others):
+        recorded[step] = len(read_ledger(tmp_path))
+        save(self, step, *others)
+
+    monkeypatch.setattr(Saving, "save", saving)
+    train(experiment(documents, training__steps=7), tmp_path)
+    assert recorded == {6: 6, 7: 7}
 
 
 def test_skip_goes_on_without_the_step(documents, hand, bad_step, tmp_path):

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Shows or compares; JSON on stdout, one line on stderr."""
-    from ablax.training.ledger import compare_ledgers, read_ledger
+    from ablax.training.recorded import compare_ledgers, read_ledger
 
     if (args.compare is None) == (args.workdir is None):
         raise RequestError("give --workdir=RUN to show a ledger, or --compare RUN RUN")

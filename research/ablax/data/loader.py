@@ -80,7 +80,7 @@ class Loader:
         order: Any = order.repeat()
         # Kept until the step is made, when the ledger asks which documents its rows are of: a shuffled number costs as
         # much as a short row.
-        self._number = functools.lru_cache((prefetch + 4) * global_batch_size)(order.__getitem__)
+        self._number = functools.lru_cache(2**14)(order.__getitem__)
         self._batches = _Batches(
             order, self._batch, self.first_row, self.local_batch_size, global_batch_size
         )

@@ -11,7 +11,7 @@ from ablax.run import RunFolder
 from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.curves import learning_curves
 from ablax.sweeps.statistics import Comparison, paired, summary
-from ablax.training.ledger import compare_ledgers
+from ablax.training.recorded import compare_ledgers
 
 PAGE, PICTURE = "report.md", "curves.png"
 COLUMNS = (

@@ -220,6 +220,7 @@ class Descent:
                 return others.share("record", record, experiment.heartbeat.patience)
 
         def save(step: int, state: TrainState, record: Any, going_on: Mapping[str, Any]) -> None:
+            ledger.flush()  # or a run that goes on from here after a kill would leave a gap
             cursor = {"bytes": writers.cursor(), "seconds": watch.seconds(), **going_on}
             scores = {k: v for k, v in (record or {}).items() if isinstance(v, float)}
             kept = without_hyper(state)

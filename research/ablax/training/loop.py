@@ -12,7 +12,7 @@ from ablax.training.every import Every
 from ablax.training.guard import why_refused
 from ablax.training.meter import Meter
 from ablax.training.phases import Phases
-from ablax.training.recovery import Recovery, Refused, fetched, first_not_finite
+from ablax.training.recovery import Recovery, Refused, first_not_finite
 from ablax.training.signals import Stop, Stopped
 from ablax.training.state import TrainState, without_hyper
 
@@ -101,7 +101,7 @@ class Loop:
             self.phases.enter("compile" if first else "step", done)
             with self.stop.breakable(first):
                 self.state, metrics = self.engine.step(self.state, batch)
-            # Fetched one step late: the device works on this step while the host reads the one before, and there
+            # Waited for one step late: the device works on this step while the host reads the one before, and there
             # are never more than two programs in flight.
             if pending:
                 self.settle(*pending)
@@ -147,8 +147,7 @@ class Loop:
         return Preempted(f"{reason}: {where}; run the same command to go on")
 
     def settle(self, done: int, metrics: Any) -> None:
-        """Fetches a step's metrics, and writes a record when one is due; raises Refused if it was not applied."""
-        metrics = fetched(metrics)
+        """Waits for a step, and writes a record when one is due; raises Refused if it was not applied."""
         if why := why_refused(metrics):
             raise Refused(done, why)
         self.count(done, metrics)
