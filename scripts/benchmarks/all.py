@@ -10,9 +10,9 @@ startup      ablax --help, warm start to first step
 ngram        fit and score on WikiText-2, against KenLM        (needs DATA/wikitext-2)
 shakespeare  the shipped experiment against nanoGPT's steps    (needs DATA/tinyshakespeare)
 
-A ratio is one of medians; sides take turns in rounds, and min and max are those of the rounds. On a machine with an
-NVIDIA GPU both libraries compute there, at GPT-2 124M in bfloat16; JAX_PLATFORMS=cpu keeps to the CPU. Exit code 1: a
-target was missed.
+Sides take turns in rounds; a ratio is the median of the rounds' own, and min and max are those of the rounds. On a
+machine with an NVIDIA GPU both libraries compute there, at GPT-2 124M in bfloat16; JAX_PLATFORMS=cpu keeps to the CPU.
+Exit code 1: a target was missed.
 """
 
 import argparse

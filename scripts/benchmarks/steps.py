@@ -10,7 +10,7 @@ OVERHEAD = 1.03
 
 def plan(quick: bool) -> tuple[int, int]:
     """Rounds, and steps in each."""
-    return (2, 3) if quick else (12, 40)
+    return (2, 3) if quick else (24, 25)
 
 
 def measure_step(setting: Setting, quick: bool) -> list[Row]:
