@@ -6,15 +6,25 @@
 
 An override is a dotted path and a value. `arm` is no knob: it names the arm for people and folders. `seed` tells the
 cells of one arm apart. The first arm is the baseline.
+
+A toggle is a part of a model or a recipe that is there or not: the overrides that put it in, and those that take it
+out.
+
+    PARTS = {"qk_norm": ({"model.qk_norm": True}, {"model.qk_norm": False})}
 """
 
 import itertools
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from ablax.config import RequestError
+from ablax.sweeps.fractions import fraction_of
 
 Overrides = dict[str, Any]
+Toggles = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
 ARM = "arm"
 SEED = "seed"
 
@@ -29,6 +39,110 @@ def grid(
     """
     axes = {**(axes or {}), **more}
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def zip_(
+    axes: Mapping[str, Iterable[Any]] | None = None, /, **more: Iterable[Any]
+) -> list[Overrides]:
+    """The axes' first values together, then their second ones, and so on.
+
+    >>> zip_({"model.width": [64, 128], "optimizer.learning_rate": [4e-3, 2e-3]})
+    [{'model.width': 64, 'optimizer.learning_rate': 0.004}, {'model.width': 128, 'optimizer.learning_rate': 0.002}]
+
+    Raises:
+      RequestError: if the axes are not equally long.
+    """
+    values = {path: list(axis) for path, axis in {**(axes or {}), **more}.items()}
+    lengths = {path: len(axis) for path, axis in values.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{path} has {length}" for path, length in lengths.items())
+        raise RequestError(f"zip_ needs axes of one length: {shown}")
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def random(n: int, distributions: Mapping[str, Any], seed: int = 0) -> list[Overrides]:
+    """`n` draws of every knob by itself (random search; Bergstra and Bengio 2012).
+
+    A knob's draws depend on the seed and its path alone: one more knob, or one more draw, changes no other.
+
+    >>> random(2, {"model.activation": ["relu", "gelu"]}, seed=1)
+    [{'model.activation': 'relu'}, {'model.activation': 'relu'}]
+
+    Args:
+      distributions: path -> a frozen distribution of `scipy.stats` (`loguniform(1e-4, 1e-2)`, `randint(1, 9)`), or a
+        list of values that are drawn with equal chances.
+
+    Raises:
+      RequestError: if a distribution is neither.
+    """
+    drawn = {path: _draws(n, path, one, seed) for path, one in distributions.items()}
+    return [{path: values[i] for path, values in drawn.items()} for i in range(n)]
+
+
+def _draws(n: int, path: str, distribution: Any, seed: int) -> list[Any]:
+    generator = np.random.default_rng((seed, zlib.crc32(path.encode())))
+    if isinstance(distribution, list | tuple):
+        return [distribution[generator.integers(len(distribution))] for _ in range(n)]
+    if not hasattr(distribution, "rvs"):
+        raise RequestError(
+            f"random: {path}={distribution!r} is no distribution; give one of scipy.stats or a list of values"
+        )
+    values = (distribution.rvs(random_state=generator) for _ in range(n))
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
+
+
+def leave_one_out(toggles: Toggles, name: str = "full") -> list[Overrides]:
+    """An arm with every part, the baseline, and for each part one without it.
+
+    >>> [cell["arm"] for cell in leave_one_out({"a": ({"x": 1}, {"x": 0}), "b": ({"y": 1}, {"y": 0})})]
+    ['full', 'without a', 'without b']
+    """
+    every = set(toggles)
+    return [_switched(toggles, every, name)] + [
+        _switched(toggles, every - {part}, f"without {part}") for part in toggles
+    ]
+
+
+def add_one_in(toggles: Toggles, name: str = "none") -> list[Overrides]:
+    """An arm with no part, the baseline, and for each part one with it alone.
+
+    >>> add_one_in({"a": ({"x": 1}, {"x": 0})})
+    [{'arm': 'none', 'x': 0}, {'arm': 'with a', 'x': 1}]
+    """
+    return [_switched(toggles, set(), name)] + [
+        _switched(toggles, {part}, f"with {part}") for part in toggles
+    ]
+
+
+def factorial(toggles: Toggles, fraction: float = 1) -> list[Overrides]:
+    """Every combination of the parts, none of them first, which is the baseline; or a regular fraction of them.
+
+    A fraction of 1/2, 1/4, ... is one of highest resolution (Box, Hunter and Hunter 2005, chapter 6): 1/2 of five parts
+    confounds an effect of two parts with one of three, and no two main effects with each other.
+
+    >>> [cell["arm"] for cell in factorial({"a": ({"x": 1}, {"x": 0}), "b": ({"y": 1}, {"y": 0})})]
+    ['none', 'a', 'b', 'a+b']
+
+    Raises:
+      RequestError: if the fraction is no power of 1/2, or confounds two main effects.
+    """
+    parts = list(toggles)
+    chosen = [
+        {part for part, on in zip(parts, row, strict=True) if on}
+        for row in fraction_of(len(parts), fraction)
+    ]
+    return [
+        _switched(toggles, on, "+".join(p for p in parts if p in on) or "none") for on in chosen
+    ]
+
+
+def _switched(toggles: Toggles, on: set[str], name: str) -> Overrides:
+    cell: Overrides = {ARM: name}
+    for part, (put_in, taken_out) in toggles.items():
+        for path, value in (put_in if part in on else taken_out).items():
+            if cell.setdefault(path, value) != value:
+                raise RequestError(f"two parts set {path}, one of them {part!r}; give each its own")
+    return cell
 
 
 def seeds(count_or_seeds: int | Iterable[int]) -> list[Overrides]:
