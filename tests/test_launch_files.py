@@ -1,11 +1,14 @@
 """Launch files for clusters: filled in, read by the tools that will read them, and refused where they would break."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+
+from ablax.commands.output import FAILED, PREEMPTED, REFUSED
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 CLUSTER = Path(__file__).resolve().parent.parent / "scripts" / "cluster"
@@ -95,6 +98,40 @@ def test_sbatch_directives_come_before_commands():
     directives = [i for i, line in enumerate(lines) if line.startswith("#SBATCH")]
     assert max(directives) < first
     assert {lines[i].split()[1] for i in directives} >= {"--requeue", "--signal=USR1@150"}
+
+
+def after(manifest, code):
+    """What a JobSet does when a process ends with an exit code: of the rules of Job and JobSet the first that match."""
+    policy = manifest["spec"]["failurePolicy"]
+    (workers,) = manifest["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    assert (
+        job["backoffLimit"] == 0
+    )  # a Job that made a pod again would have one rank without the others
+    (container,) = job["template"]["spec"]["containers"]
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
+        asked = rule["onExitCodes"]
+        assert (asked["operator"], asked["containerName"]) == ("In", container["name"])
+        if code in asked["values"]:
+            reason, done = "PodFailurePolicy", f"exit code {code} matching {rule['action']} rule"
+            message = f"Container {container['name']} for pod default/mine-0 failed with {done} at index {index}"
+            break
+    for rule in policy["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in patterns):
+            return rule["action"]
+    return "RestartJobSet"  # which counts towards maxRestarts
+
+
+def test_jobset_tells_exit_codes_apart():
+    """Catches: a preemption that counts as a failure, a wrong request that is tried again, a failure without end."""
+    manifest = yaml.safe_load(render("jobset.yaml", *GIVEN["jobset.yaml"]).stdout)
+    assert after(manifest, PREEMPTED) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert after(manifest, REFUSED) == "FailJobSet"
+    for code in (FAILED, 137):  # 137: killed, as for want of memory
+        assert after(manifest, code) == "RestartJobSet"
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 3
 
 
 def test_jobset_is_one_run_of_several_processes():
