@@ -105,9 +105,8 @@ def after(manifest, code):
     policy = manifest["spec"]["failurePolicy"]
     (workers,) = manifest["spec"]["replicatedJobs"]
     job = workers["template"]["spec"]
-    assert (
-        job["backoffLimit"] == 0
-    )  # a Job that made a pod again would have one rank without the others
+    # A Job that made one pod again would have a rank without the others.
+    assert job["backoffLimit"] == 0
     (container,) = job["template"]["spec"]["containers"]
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     for index, rule in enumerate(job["podFailurePolicy"]["rules"]):
