@@ -94,7 +94,11 @@ class RunFolder:
         return self._read("config.json")
 
     def status(self) -> dict[str, Any]:
-        """run.json: provenance, `status` ("running", "finished", "failed", "preempted"), `step`."""
+        """run.json: provenance, `status` ("running", "finished", "failed", "preempted"), `step`.
+
+        `step` is the newest whose save was begun, so that after a kill no checkpoint is newer: whether a run may get
+        another length depends on it. Which steps are durable, the folder `checkpoints` says.
+        """
         return self._read("run.json") if (self.path / "run.json").is_file() else {}
 
     def _read(self, name: str) -> dict[str, Any]:
