@@ -8,12 +8,12 @@ import sys
 
 import jax
 import numpy as np
-from compare_engines import LENGTH, ROWS, engine_of, run
 
 from ablax.experiment import base, resolve
 from ablax.topology import collectives
 from ablax.training import session
 from ablax.training.parallel import MeshEngine
+from parallel.compare_engines import LENGTH, ROWS, engine_of, run
 
 STEPS = 3
 LAYOUTS = {

@@ -7,11 +7,11 @@ import json
 import sys
 
 import numpy as np
-from compare_engines import FAMILIES, LAYOUTS, LENGTH, ROWS, batches, engine_of
 
 from ablax.evaluation.scoring import initial_carry, score_batch
 from ablax.experiment import base, resolve
 from ablax.training import session
+from parallel.compare_engines import FAMILIES, LAYOUTS, LENGTH, ROWS, batches, engine_of
 
 EXPERTS = {
     "model.feedforward.kind": "experts",

@@ -7,11 +7,12 @@ import json
 import sys
 
 import jax
-from compare_engines import FAMILIES, LENGTH, ROWS, engine_of
 
 from ablax.experiment import base, resolve
 from ablax.topology import each_collective
 from ablax.training import session
+from ablax.training.parallel import MeshEngine
+from parallel.compare_engines import FAMILIES, LENGTH, ROWS, engine_of
 
 LAYERS, WIDTH = 3, 32
 
@@ -33,6 +34,7 @@ def main(family: str, *layout: str) -> None:
         },
     )
     engine = engine_of(experiment, 5)
+    assert isinstance(engine, MeshEngine)
     program = engine.lower(session.root_key(0), session.hyper_of(experiment)).compile().as_text()
     state = session.abstract_state(engine.program, experiment)
     largest = max(leaf.size * 4 for leaf in jax.tree.leaves(state.params))

@@ -1,43 +1,28 @@
 """What XLA makes of a sharded step: read from the compiled program, on CPU and for TPUs that are not here."""
 
-import json
 import os
 import pathlib
-import subprocess
 import sys
 
 import pytest
 
-from compiling import flags
+from parallel.faked import printed
 
-SCRIPT = pathlib.Path(__file__).with_name("compiled_step.py")
-ROOT = SCRIPT.parent.parent.parent
+ROOT = pathlib.Path(__file__).parent.parent.parent
 # Of one layer of the tiny model, float32: the feed-forward kernels [32, 128].
 LAYER_BYTES = 32 * 128 * 4
 
 
-def child(command, **environment):
-    done = subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
-
-
 def test_fsdp_gathers_layer_by_layer():
     """Catches a stack of layers that is gathered whole, and parameters that were never split."""
-    found = child([str(SCRIPT), "decoder", "data=1", "fsdp=8"], XLA_FLAGS=flags(8), NPROC="32")
+    found = printed("parallel.compiled_step", "decoder", "data=1", "fsdp=8", devices=8)
     gathered = [size for kind, size in found["collectives"] if kind == "all-gather"]
     assert len(gathered) > 10, "each kernel of each layer"
     assert max(gathered) <= LAYER_BYTES < found["largest"]
 
 
 def test_data_parallelism_gathers_nothing():
-    found = child([str(SCRIPT), "decoder", "data=8"], XLA_FLAGS=flags(8), NPROC="32")
+    found = printed("parallel.compiled_step", "decoder", "data=8", devices=8)
     assert {kind for kind, _ in found["collectives"]} == {"all-reduce"}
 
 
@@ -71,19 +56,14 @@ KERNELS = {"decoder": "splash", "encoder": "reference", "lstm": None}
 def test_a_step_compiles_for_tpus(family, topology, tpu_compiler):
     """XLA's own memory and collectives of the real step. Catches a gradient that every device sums whole."""
     data, fsdp = TOPOLOGIES[topology]
-    found = child(
-        [
-            *("-m", "ablax.cli", "inspect", *SIZES[family], f"--topology={topology}"),
-            *(f"--config.parallel.data={data}", f"--config.parallel.fsdp={fsdp}"),
-            *("--config.training.batch_size=16", "--config.data.sequence_length=128"),
-            *("--config.data.tokenizer=bpe", "--config.data.tokenizer.vocab_size=1024"),
-            *("--config.data.source=builtin:python_reference", "--config.training.steps=100"),
-            *(
-                "--config.schedule.warmup=10",
-                "--config.evaluation.every=0",
-                "--config.checkpoint.every=0",
-            ),
-        ],
+    found = printed(
+        *("ablax.cli", "inspect", *SIZES[family], f"--topology={topology}"),
+        *(f"--config.parallel.data={data}", f"--config.parallel.fsdp={fsdp}"),
+        *("--config.training.batch_size=16", "--config.data.sequence_length=128"),
+        *("--config.data.tokenizer=bpe", "--config.data.tokenizer.vocab_size=1024"),
+        *("--config.data.source=builtin:python_reference", "--config.training.steps=100"),
+        *("--config.schedule.warmup=10", "--config.evaluation.every=0"),
+        "--config.checkpoint.every=0",
         **tpu_compiler,
     )["compiled"]
     assert found["fits"]
@@ -100,11 +80,9 @@ def test_a_step_compiles_for_tpus(family, topology, tpu_compiler):
 
 @pytest.mark.ci
 def test_a_step_that_does_not_fit_says_so(tpu_compiler):
-    found = child(
-        [
-            *("-m", "ablax.cli", "inspect", *SIZES["decoder"], "--topology=v5e:2x4"),
-            "--config.training.batch_size=1024",
-        ],
+    found = printed(
+        *("ablax.cli", "inspect", *SIZES["decoder"], "--topology=v5e:2x4"),
+        "--config.training.batch_size=1024",
         **tpu_compiler,
     )["compiled"]
     assert not found["fits"]
@@ -113,6 +91,6 @@ def test_a_step_that_does_not_fit_says_so(tpu_compiler):
 
 def test_what_surrounds_a_step_keeps_its_kernel_over_a_mesh(tpu_compiler):
     """Catches: a program that is traced without the mesh, for which a kernel of TPUs cannot be compiled."""
-    found = child([str(SCRIPT.with_name("tpu_kernel.py"))], **tpu_compiler)
+    found = printed("parallel.tpu_kernel", **tpu_compiler)
     names = ("evaluation", "forensics", "forensics of rows", "canary")
     assert found == dict.fromkeys(names, True)

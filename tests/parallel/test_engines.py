@@ -1,45 +1,16 @@
 """The same step on one device, over meshes of eight and replicated by pmap."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from compiling import flags
+from parallel.faked import printed
 
-HERE = pathlib.Path(__file__).parent
-ROOT = HERE.parent.parent
 FAMILIES = ("decoder", "encoder", "lstm")
-
-
-def printed(script: str, *arguments: str):
-    """What a script of this folder prints about eight faked devices."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "research"),
-        "XLA_FLAGS": flags(8),
-        # Threads of XLA's pool: a collective blocks one per faked device, and two may overlap.
-        "NPROC": "32",
-    }
-    done = subprocess.run(
-        [sys.executable, str(HERE / script), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Involuntary full rematerialization" not in done.stderr
-    return json.loads(done.stdout)
 
 
 def compare(family: str, steps: int, layers: int = 1):
     """Losses over all layouts."""
-    return printed("compare_engines.py", family, str(steps), f"--layers={layers}")
+    return printed("parallel.compare_engines", family, str(steps), f"--layers={layers}", devices=8)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -79,7 +50,7 @@ def test_dropout_does_not_depend_on_the_mesh(results):
 def test_devices_share_an_evaluation(family):
     """Catches: every device scores all rows; scores of which a process has a part only; a token that finds none but
     its device's experts."""
-    found = printed("compare_scores.py", family)
+    found = printed("parallel.compare_scores", family, devices=8)
     # float32 nats near 4, added in another order.
     assert max(run["off"] for run in found.values()) < 1e-5
     # An eighth each, and what is not split.

@@ -1,38 +1,14 @@
 """A mixture of experts on one device and over meshes: the same losses, and tokens that travel to their experts."""
 
-import json
-import os
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
-from compiling import flags
-
-SCRIPT = pathlib.Path(__file__).with_name("compare_experts.py")
-ROOT = SCRIPT.parent.parent.parent
+from parallel.faked import printed
 
 
 def compare(*layouts: str):
     """What `compare_experts.py` prints."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT / "research"),
-        "XLA_FLAGS": flags(4),
-        "NPROC": "16",
-    }
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *layouts],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Involuntary full rematerialization" not in done.stderr
-    return json.loads(done.stdout)
+    return printed("parallel.compare_experts", *layouts, devices=4)
 
 
 def assert_same(found, expected):
