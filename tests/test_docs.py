@@ -135,10 +135,11 @@ def test_the_meshes_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", flags(8))
     monkeypatch.setenv("NPROC", "32")
     small = [o.replace("batch_size=2", "batch_size=8") for o in SMALL]
-    for line in block("--mesh=").splitlines():
-        command = [part.replace("FILE", page.name) for part in shlex.split(line, comments=True)]
-        if not any(part.startswith("--topology") for part in command):
-            run([*command, *(small if command[1] == "train" else ())], tmp_path)
+    lines = [line for line in block("--mesh=").splitlines() if "--topology" not in line]
+    commands = [shlex.split(line.replace("FILE", page.name), comments=True) for line in lines]
+    assert [command[1] for command in commands] == ["train", "inspect"]
+    for command in commands:
+        run([*command, *(small if command[1] == "train" else ())], tmp_path)
 
 
 @pytest.mark.ci
