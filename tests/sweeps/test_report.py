@@ -10,7 +10,7 @@ import pytest
 
 from ablax.config import RequestError
 from ablax.run import write_json
-from ablax.sweeps import report
+from ablax.sweeps import page, report
 from ablax.sweeps.cells import cells_of, read_record, record_path, write_plan
 from ablax.sweeps.curves import panels
 from ablax.sweeps.plan import chain, named, product, seeds
@@ -74,10 +74,10 @@ def test_numbers_that_mean_something_else_stand_apart(written):
     assert "pseudo-log-likelihood" in encoder["reason"]
     assert encoder["metrics"]["masked_nats_per_token"] == pytest.approx(1.5)
     assert "encoder" not in [row["arm"] for row in written["arms"]]
-    (line,) = report.apart(written)
+    (line,) = page.apart(written)
     assert line.startswith("encoder (3 seeds, 1,000 parameters, 11.0 s): nats per masked token 1.5")
     assert "Why: pseudo-log-likelihood is no likelihood" in line
-    assert line in report.markdown(written)
+    assert line in page.markdown(written)
 
 
 def test_the_page_has_the_table_and_the_picture(sweep, written):
@@ -106,14 +106,14 @@ def test_missing_seeds_refuse_the_comparison(tmp_path):
     assert (lstm["n"], lstm["difference"], lstm["interval"]) == (2, None, None)
     assert "seeds 1 only in the baseline" in lstm["why"]
     assert found["unfinished"] == [{"cell": "lstm/seed1", "status": "failed", "error": "boom"}]
-    assert "lstm/seed1: failed: boom" in report.notes(found)
+    assert "lstm/seed1: failed: boom" in page.notes(found)
 
 
 def test_one_seed_has_no_interval(tmp_path):
     make_sweep(tmp_path, ("ngram", "lstm"), count=1)
     found = report.report(tmp_path)
     assert "one seed" in found["arms"][0]["why"]
-    assert "| lstm | 2.1000 | 1 | -0.4000 | - |" in report.markdown(found)
+    assert "| lstm | 2.1000 | 1 | -0.4000 | - |" in page.markdown(found)
 
 
 def test_another_rule_of_cutting_documents_stands_apart(tmp_path):
@@ -184,12 +184,12 @@ def test_arms_that_saw_other_batches_are_named(tmp_path):
         "lstm": True,
         "decoder": True,
     }
-    assert report.caption(found).endswith("over the same batches")
+    assert page.caption(found).endswith("over the same batches")
     changed = next(
         c for c in json.loads((sweep / "sweep.json").read_text())["cells"] if c["arm"] == "lstm"
     )
     record_batches(sweep / changed["folder"], 7)
     found = report.report(sweep)
-    assert not report.caption(found).endswith("over the same batches")
-    assert [line for line in report.notes(found) if line.startswith("lstm: it did not see")]
-    assert not [line for line in report.notes(found) if line.startswith("decoder")]
+    assert not page.caption(found).endswith("over the same batches")
+    assert [line for line in page.notes(found) if line.startswith("lstm: it did not see")]
+    assert not [line for line in page.notes(found) if line.startswith("decoder: it")]

@@ -15,11 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Reports; JSON on stdout, a table on stderr."""
-    from ablax.sweeps import report
+    from ablax.sweeps import page, report
 
     found = report.write(args.workdir, args.metric)
     output.emit(found)
-    other = [f"not comparable: {line}" for line in report.apart(found)]
+    other = [f"not comparable: {line}" for line in page.apart(found)]
     where = [f"written: {path}" for path in (found["page"], found["picture"]) if path]
-    lines = other + report.notes(found) + where
-    output.table(report.caption(found), report.COLUMNS, report.rows(found), lines)
+    lines = other + page.notes(found) + where
+    output.table(page.caption(found), page.COLUMNS, page.rows(found), lines)

@@ -1,7 +1,7 @@
 """What a sweep says: a table of arms with seed-paired differences from the baseline, and a page with the picture."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,11 @@ from ablax.history import unit
 from ablax.run import RunFolder
 from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.curves import learning_curves
-from ablax.sweeps.statistics import Comparison, paired, summary
+from ablax.sweeps.page import markdown
+from ablax.sweeps.statistics import Comparison, compare, seeds_needed, summary
 from ablax.training.recorded import compare_ledgers
 
 PAGE, PICTURE = "report.md", "curves.png"
-COLUMNS = (
-    "arm",
-    "mean",
-    "seeds",
-    "difference",
-    "95 % interval",
-    "parameters",
-    "seconds",
-    "tokens/s",
-)
 
 
 def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
@@ -73,9 +64,15 @@ def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
         for arm, why in reasons.items()
         if why is None
     }
+    if baseline in values:
+        compared = compare(values, baseline, plan["arms"])
+    else:
+        why = reasons.get(baseline) or "none of its cells has finished"
+        refused = Comparison(0, None, why=f"no baseline: {baseline}: {why}")
+        compared = dict.fromkeys(values, refused)
     arms = []
     for arm, found in values.items():
-        comparison = None if arm == baseline else _compare(values, reasons, baseline, arm)
+        comparison = compared.get(arm)
         same = None if arm == baseline else _same_batches(sweep, plan, arm, values)
         arms.append({**_row(arm, by_arm[arm], found, comparison), "same_batches": same})
     sign = -1 if "accuracy" in metric else 1
@@ -157,18 +154,6 @@ def _why_apart(runs: Mapping[int, dict], metric: str) -> str | None:
     return None
 
 
-def _compare(
-    values: Mapping[str, Mapping[int, float]],
-    reasons: Mapping[str, str | None],
-    baseline: str,
-    arm: str,
-) -> Comparison:
-    if baseline not in values:
-        why = reasons.get(baseline) or "none of its cells has finished"
-        return Comparison(0, None, why=f"no baseline: {baseline}: {why}")
-    return paired(values[baseline], values[arm])
-
-
 def _costs(runs: Mapping[int, dict]) -> dict[str, Any]:
     """Means over the seeds of what the runs cost."""
     found: dict[str, Any] = {}
@@ -182,17 +167,31 @@ def _row(
     arm: str, runs: Mapping[int, dict], values: Mapping[int, float], comparison: Comparison | None
 ) -> dict[str, Any]:
     found = summary(values)
+    against = comparison or Comparison(found.n, None)
     return {
         "arm": arm,
         "n": found.n,
         "mean": found.mean,
         "sd": found.sd,
-        "difference": comparison.difference if comparison else None,
-        "interval": comparison.interval if comparison else None,
-        "why": comparison.why if comparison else None,
+        "difference": against.difference,
+        "interval": against.interval,
+        "p": against.p,
+        "p_holm": against.p_holm,
+        "effect": against.effect,
+        "correlation": against.correlation,
+        "detectable": against.detectable,
+        "seeds_needed": _seeds_needed(against),
+        "warning": against.warning,
+        "why": against.why,
         **_costs(runs),
         "values": dict(sorted(values.items())),
     }
+
+
+def _seeds_needed(comparison: Comparison) -> int | None:
+    if comparison.interval is None or not comparison.difference or comparison.sd is None:
+        return None
+    return seeds_needed(comparison.difference, comparison.sd)
 
 
 def _apart(arm: str, runs: Mapping[int, dict], why: str) -> dict[str, Any]:
@@ -203,84 +202,6 @@ def _apart(arm: str, runs: Mapping[int, dict], why: str) -> dict[str, Any]:
             numbers.setdefault(name, {})[seed] = value
     means = {name: summary(found).mean for name, found in numbers.items()}
     return {"arm": arm, "n": len(runs), "reason": why, "metrics": means, **_costs(runs)}
-
-
-def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The comparable arms as text, in the order of `COLUMNS`."""
-    return [
-        (
-            f"{row['arm']} (baseline)" if row["arm"] == found["baseline"] else row["arm"],
-            f"{row['mean']:.4f}",
-            str(row["n"]),
-            "-" if row["difference"] is None else f"{row['difference']:+.4f}",
-            "-" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"]),
-            _count(row["parameters"]),
-            _seconds(row["seconds"]),
-            _count(row["tokens_per_second"]),
-        )
-        for row in found["arms"]
-    ]
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.1f}"
-
-
-def apart(found: Mapping[str, Any]) -> list[str]:
-    """The arms that are not comparable, one line each: their own metrics, their cost, the reason."""
-    lines = []
-    for row in found["not_comparable"]:
-        metrics = ", ".join(f"{unit(name)} {value:.4g}" for name, value in row["metrics"].items())
-        cost = f"{row['n']} seeds, {_count(row['parameters'])} parameters, {_seconds(row['seconds'])} s"
-        lines.append(f"{row['arm']} ({cost}): {metrics}. Why: {row['reason']}")
-    return lines
-
-
-def notes(found: Mapping[str, Any]) -> list[str]:
-    """What the table cannot tell, one line each."""
-    lines = [f"{row['arm']}: {row['why']}" for row in found["arms"] if row["why"]]
-    lines += [
-        f"{row['arm']}: it did not see the batches of {found['baseline']} (ablax ledger --compare says where they part)"
-        for row in found["arms"]
-        if row["same_batches"] is False
-    ]
-    for cell in found["unfinished"]:
-        error = f": {cell['error']}" if cell["error"] else ""
-        lines.append(f"{cell['cell']}: {cell['status']}{error}")
-    return lines
-
-
-def caption(found: Mapping[str, Any]) -> str:
-    """What the table shows."""
-    better = "higher" if "accuracy" in found["metric"] else "lower"
-    same = [row["same_batches"] for row in found["arms"] if row["arm"] != found["baseline"]]
-    return (
-        f"{found['unit']} on validation ({better} is better); difference from {found['baseline']}, "
-        "paired by seed, with its paired t interval"
-        + (", over the same batches" if same and all(same) else "")
-    )
-
-
-def markdown(found: Mapping[str, Any], picture: str | None = None) -> str:
-    """The report as a page."""
-    lines = [f"# {found['experiment'] or 'Sweep'}", "", caption(found) + ".", ""]
-    lines += [_line(COLUMNS), _line(["---"] + ["---:"] * (len(COLUMNS) - 1))]
-    lines += [_line(row) for row in rows(found)]
-    if other := apart(found):
-        lines += ["", "## Not comparable with these", "", *(f"- {line}" for line in other)]
-    if said := notes(found):
-        lines += ["", "## What this does not tell", "", *(f"- {line}" for line in said)]
-    if picture:
-        lines += ["", f"![Learning curves]({picture})"]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def write(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
