@@ -73,6 +73,30 @@ def test_a_loss_in_chunks_saves_the_logits():
     assert saved > 4 * 32 * 300 * 4  # float32 logits [B T V]
 
 
+def test_memory_is_that_with_the_kernel_of_the_devices():
+    """Catches: probabilities that no kernel would keep; products that are not counted because a kernel makes them."""
+    long = tiny(**{"data.sequence_length": 256, "model.num_layers": 2})
+    unknown, tpu = (inspection.inspect(long, platform=name) for name in (None, "tpu"))
+    assert (unknown["attention_kernel"], tpu["attention_kernel"]) == ("reference", "splash")
+    probabilities = 2 * 4 * 2 * 256 * 256 * 4  # float32 [L B N T T]
+    saved = unknown["memory"]["activations"] - tpu["memory"]["activations"]
+    assert saved > probabilities
+    assert tpu["flops"] == unknown["flops"]
+    asked = resolve(long, {"model.attention_kernel": "splash"})
+    assert inspection.inspect(asked)["memory"] == tpu["memory"]
+    assert inspection.inspect(asked)["flops"] == tpu["flops"]
+
+
+def test_a_kernel_of_gpus_is_inspected_without_one(capsys):
+    """Catches: a traceback of JAX, which looks for cuDNN; a figure that does not say what it assumes."""
+    page = "--config=experiments/pretrain/decoder.py:tiny"
+    knobs = ("--config.model.dtype=bfloat16", "--config.model.attention_kernel=cudnn")
+    assert cli.main(["inspect", page, *knobs]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["attention_kernel"] == "reference"
+    assert "attention kernel assumed" in captured.err
+
+
 def test_accumulation_divides_the_activations():
     """Catches: the knob that an out-of-memory message recommends not showing in the estimate."""
     whole, split = (parts(tiny(**{"training.accumulation": k})) for k in (1, 4))

@@ -16,8 +16,10 @@ from ablax.costs import flops, memory, micro_batch
 from ablax.data.corpus import Corpus, open_corpus
 from ablax.experiment import Experiment
 from ablax.models.flops import active_parameters
+from ablax.models.kernel_choice import FASTEST
 from ablax.trainer import specials_of
 from ablax.training import session
+from ablax.training.canary import with_kernel, without_kernel
 from ablax.training.masks import parameter_path
 from ablax.training.sharding import RULES, Rules, partition
 from ablax.training.step import Program
@@ -132,6 +134,19 @@ def layers(program: Program, state: Any) -> list[dict[str, Any]]:
     ]
 
 
+def with_traceable_kernel(experiment: Experiment, platform: str | None) -> Experiment:
+    """The experiment with the attention kernel that a run would use, as far as it is known and can be traced.
+
+    Otherwise it has the reference, the only one that keeps its probabilities: an upper estimate of memory.
+    """
+    if platform:
+        experiment, _ = with_kernel(experiment, platform)
+    # JAX traces those of GPUs only where there is one.
+    if getattr(experiment.model, "attention_kernel", None) in ("auto", *FASTEST["gpu"]):
+        return without_kernel(experiment)
+    return experiment
+
+
 def inspect(
     experiment: Experiment,
     corpus: Corpus | None = None,
@@ -139,6 +154,7 @@ def inspect(
     count: int = 0,
     shapes: bool = False,
     sizes: Mapping[str, int] | None = None,
+    platform: str | None = None,
 ) -> dict[str, Any]:
     """All views of an experiment.
 
@@ -147,10 +163,12 @@ def inspect(
       count: how many batches to decode.
       shapes: whether to show every layer's output.
       sizes: devices along each axis of a mesh, whose devices need not exist: memory is then that of one of them.
+      platform: of the devices, if it is known; see `with_traceable_kernel`.
 
     Returns:
       `config`, `durations`, `vocabulary`, `parameters` (`active`: those that a token meets), `flops`, `memory` (None
-      with `why` for a model that is fitted to counts), and, where asked for, `layers` and `batches`.
+      with `why` for a model that is fitted to counts), `attention_kernel` that this memory assumes, of a model that has
+      one, and, where asked for, `layers` and `batches`.
     """
     per_epoch = steps_per_epoch(experiment, corpus)
     found: dict[str, Any] = {"config": settings(experiment)}
@@ -159,9 +177,11 @@ def inspect(
         found |= {"durations": {}, "parameters": None, "flops": None, "memory": None, "why": why}
     else:
         vocab_size = vocabulary_size(experiment, corpus)
-        program = program_of(experiment, vocab_size, per_epoch)
+        # Products inside a kernel cannot be counted; they are those of the reference.
+        program = program_of(without_kernel(experiment), vocab_size, per_epoch)
         state = session.abstract_state(program, experiment)
         rules = experiment.parallel.table
+        lean = with_traceable_kernel(experiment, platform)
         if sizes:
             session.check_layout(experiment, sizes)
         found |= {
@@ -172,8 +192,10 @@ def inspect(
                 "active": active_parameters(experiment.model, state.params),
             },
             "flops": flops(program, state),
-            "memory": memory(program, state, sizes, rules),
+            "memory": memory(program_of(lean, vocab_size, per_epoch), state, sizes, rules),
         }
+        if kernel := getattr(lean.model, "attention_kernel", None):
+            found["attention_kernel"] = kernel
         if shapes:
             found["layers"] = layers(program, state)
     if corpus is not None and count:

@@ -73,7 +73,12 @@ def run(args: argparse.Namespace) -> None:
     if compiled:
         sizes = {axis: compiled["mesh"].get(axis, 1) for axis in mesh_sizes("data:1")}
     found = inspection.inspect(
-        experiment, corpus, count=args.batch, shapes=args.layers, sizes=sizes
+        experiment,
+        corpus,
+        count=args.batch,
+        shapes=args.layers,
+        sizes=sizes,
+        platform="tpu" if compiled else None,
     )
     if compiled:
         found["compiled"] = compiled
@@ -95,6 +100,9 @@ def _tables(title: str, found: dict[str, Any], memory: str) -> None:
         cost += [("vocabulary", found["vocabulary"])]
         cost += [(f"FLOPs: {k.replace('_', ' ')}", v) for k, v in found["flops"].items()]
         cost += [(f"{memory}: {k}", output.size(v)) for k, v in found["memory"].items()]
+        if kernel := found.get("attention_kernel"):
+            keeps = ", which keeps its probabilities; others do not" * (kernel == "reference")
+            cost += [(f"{memory}: attention kernel assumed", kernel + keeps)]
         output.table("Cost", ("what", "how much"), cost)
     if "compiled" in found:
         output.table(
