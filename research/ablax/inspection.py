@@ -137,7 +137,7 @@ def layers(program: Program, state: Any) -> list[dict[str, Any]]:
 def with_traceable_kernel(experiment: Experiment, platform: str | None) -> Experiment:
     """The experiment with the attention kernel that a run would use, as far as it is known and can be traced.
 
-    Otherwise it has the reference, the only one that keeps its probabilities: an upper estimate of memory.
+    Otherwise it has the reference, which keeps its probabilities, unlike cuDNN and splash: an upper estimate of memory.
     """
     if platform:
         experiment, _ = with_kernel(experiment, platform)

@@ -101,7 +101,9 @@ def _tables(title: str, found: dict[str, Any], memory: str) -> None:
         cost += [(f"FLOPs: {k.replace('_', ' ')}", v) for k, v in found["flops"].items()]
         cost += [(f"{memory}: {k}", output.size(v)) for k, v in found["memory"].items()]
         if kernel := found.get("attention_kernel"):
-            keeps = ", which keeps its probabilities; others do not" * (kernel == "reference")
+            keeps = ", which keeps its probabilities; cudnn and splash do not" * (
+                kernel == "reference"
+            )
             cost += [(f"{memory}: attention kernel assumed", kernel + keeps)]
         output.table("Cost", ("what", "how much"), cost)
     if "compiled" in found:
