@@ -1,6 +1,7 @@
 """Runs every arm and seed of an experiment's get_sweep(), one after another; called again, it goes on."""
 
 import argparse
+from typing import Any
 
 from ablax.commands import flags, output
 from ablax.commands.output import DONE, FAILED, say
@@ -18,21 +19,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="bits_per_byte",
         help="what arms are compared by (default bits_per_byte)",
     )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="show every arm's differences, parameters, FLOPs, memory and disk, and train nothing",
+    )
     flags.add_platform(parser)
     flags.add_offline(parser)
     flags.add_extend(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the plan; the cells' statuses as JSON. 1 if a cell failed."""
+    """Runs the plan; the cells' statuses as JSON. 1 if a cell failed. A dry run prints what `preview` returns."""
     flags.go_offline(args.offline)
-    from ablax.devices import ensure_accelerator
+    from ablax.devices import choose_platform, ensure_accelerator
     from ablax.experiment import read_experiment, resolve
     from ablax.sweeps.launch import launch
 
     extend = flags.extensions(args.extend)
     page = read_experiment(args.config)
     config = resolve(page.get_config(), args.overrides, extend=extend)
+    if args.dry_run:
+        # Shapes need no accelerator, and another run may hold it.
+        choose_platform(args.platform or "cpu")
+        _preview(args, config, page.get_sweep(), extend)
+        return DONE
     ensure_accelerator(args.platform)
     done = launch(
         config,
@@ -46,3 +57,37 @@ def run(args: argparse.Namespace) -> int:
     )
     output.emit({"workdir": str(done.workdir), "cells": dict(done.statuses), "failed": done.failed})
     return FAILED if done.failed else DONE
+
+
+def _preview(args: argparse.Namespace, config: Any, plan: Any, extend: Any) -> None:
+    from ablax.sweeps.preview import COLUMNS, preview
+
+    found = preview(config, plan, args.workdir, extend=extend, offline=args.offline)
+    output.emit(found)
+    rows = [_row(arm) for arm in found["arms"]]
+    total = (
+        f"{found['cells']} cells, {found['flops']:.3g} FLOPs in matrix products; checkpoints take at most "
+        f"{output.size(found['disk_bytes'])}, {output.size(found['free_bytes'])} are free"
+    )
+    output.table(args.config, COLUMNS, rows, [total])
+
+
+def _row(arm: dict[str, Any]) -> tuple[Any, ...]:
+    changes = arm["changes"]
+    # The fields of another kind differ too; the kind says it.
+    kinds = [path.removesuffix("kind") for path in changes if path.endswith(".kind")]
+    shown = [
+        f"{path}={value}"
+        for path, value in changes.items()
+        if not any(path.startswith(kind) and path != f"{kind}kind" for kind in kinds)
+    ]
+    known = arm["parameters"] is not None
+    return (
+        arm["arm"],
+        len(arm["seeds"]),
+        ", ".join(shown) or "-",
+        f"{arm['parameters']:,}" if known else "-",
+        f"{arm['flops']:.3g}" if known else "-",
+        output.size(arm["memory_bytes"]) if known else "-",
+        output.size(arm["disk_bytes"]) if known else "-",
+    )

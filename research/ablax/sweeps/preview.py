@@ -1,0 +1,114 @@
+"""What a sweep will be before it starts: every arm's differences, size, cost, memory and disk."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablax import inspection
+from ablax.config import RequestError, flatten
+from ablax.sweeps.cells import Cell, cells_of
+from ablax.sweeps.launch import resolve_cells
+from ablax.training import session
+from ablax.training.disk import free_bytes, size_of
+from ablax.training.state import without_hyper
+
+COLUMNS = (
+    "arm",
+    "cells",
+    "differs in",
+    "parameters",
+    "FLOPs of a cell",
+    "memory",
+    "disk of a cell",
+)
+APART = ("seed", "name")
+"""Knobs in which cells of one arm may differ."""
+
+
+def preview(
+    config: Any,
+    plan: Sequence[Mapping[str, Any]],
+    workdir: Path | str,
+    *,
+    extend: Iterable[Any] = (),
+    offline: bool = False,
+) -> dict[str, Any]:
+    """Resolves, validates and costs every arm; trains nothing and writes nothing into `workdir`.
+
+    Returns:
+      `arms`: one dict per arm, the baseline first, with `arm`, `seeds`, `changes` (knob -> value where it differs from
+      the baseline's), `parameters`, `tokens` and `flops` (of matrix products in training) of one cell, `memory_bytes`
+      of one device, `disk_bytes` of one cell's checkpoints at most. What a model that is fitted to counts has not is
+      None. `cells`, `flops` and `disk_bytes`: of the whole sweep; `free_bytes` at `workdir`.
+
+    Raises:
+      RequestError: if the plan or an arm is refused, or the sweep does not fit on the disk.
+    """
+    cells = cells_of(plan)
+    resolved = resolve_cells(config, cells, extend)
+    by_arm: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_arm.setdefault(cell.arm, []).append(cell)
+    corpora: dict[str, Any] = {}
+    baseline = flatten(resolved[cells[0].folder])
+    arms = []
+    for arm, own in by_arm.items():
+        experiment = resolved[own[0].folder]
+        corpus = None
+        if inspection.needs_data(experiment):
+            key = repr(experiment.data)
+            if key not in corpora:
+                corpora[key] = inspection.corpus_of(experiment, offline)
+            corpus = corpora[key]
+        try:
+            cost = _cost(experiment, corpus)
+        except RequestError as error:
+            raise RequestError(f"arm {arm!r}: {error}") from None
+        mine = flatten(experiment)
+        changes = {
+            path: mine.get(path)
+            for path in (*baseline, *(path for path in mine if path not in baseline))
+            if mine.get(path) != baseline.get(path) and path not in APART
+        }
+        arms.append({"arm": arm, "seeds": [cell.seed for cell in own], "changes": changes, **cost})
+    disk = _total(arms, "disk_bytes")
+    free = free_bytes(Path(workdir))
+    if disk > free:
+        raise RequestError(
+            f"{workdir}: the checkpoints of {len(cells)} cells may take {disk:,} bytes and {free:,} are free; "
+            "lower checkpoint.keep, or choose a --workdir on another disk"
+        )
+    return {
+        "arms": arms,
+        "cells": len(cells),
+        "flops": _total(arms, "flops"),
+        "disk_bytes": disk,
+        "free_bytes": free,
+    }
+
+
+def _cost(experiment: Any, corpus: Any) -> dict[str, Any]:
+    found = inspection.inspect(experiment, corpus)
+    if found["parameters"] is None:
+        none = ("parameters", "tokens", "flops", "memory_bytes", "disk_bytes")
+        return dict.fromkeys(none)
+    steps = found["durations"]["training.steps"]
+    tokens = steps * experiment.training.batch_size * experiment.data.sequence_length
+    per_epoch = inspection.steps_per_epoch(experiment, corpus)
+    program = inspection.program_of(
+        experiment, inspection.vocabulary_size(experiment, corpus), per_epoch
+    )
+    state = session.abstract_state(program, experiment)
+    # Those that are kept, the best, and the one that is being written.
+    checkpoints = experiment.checkpoint.keep + 2
+    return {
+        "parameters": found["parameters"]["total"],
+        "tokens": tokens,
+        "flops": found["flops"]["training_per_token"] * tokens,
+        "memory_bytes": found["memory"]["total"],
+        "disk_bytes": checkpoints * size_of(without_hyper(state)),
+    }
+
+
+def _total(arms: Sequence[Mapping[str, Any]], name: str) -> Any:
+    return sum((arm[name] or 0) * len(arm["seeds"]) for arm in arms)
