@@ -31,6 +31,7 @@ COMMANDS = {
     "sweep": "run the arms and seeds of an experiment's plan",
     "report": "compare the arms of a sweep",
     "runs": "list the runs under a folder",
+    "diff": "show what differs between two runs: knobs, code, data, results",
     "forensics": "make a step again: its documents, losses, gradients, and where the first NaN arose",
     "ledger": "show the batches that a run saw, or compare those of two runs",
     "verify-resume": "train, kill, resume, and compare with the run undisturbed",

@@ -128,6 +128,15 @@ def test_fork_goes_on_from_its_parent(folder, trained, ablax):
     page = f"--config={folder / 'page.py'}"
     code, found, said = ablax("train", page, f"--workdir={child}", longer, "--platform=cpu")
     assert (code, found["step"]) == (0, 8), said
+    code, shown, told = ablax("diff", trained, child)
+    assert code == 0
+    assert shown["knobs"] == {"training.steps": [6, 8]}
+    assert shown["data"] == shown["code"] == shown["versions"] == {}
+    assert shown["batches"] == {"same": False, "steps": [6, 8], "parts_at": 7}
+    assert "the same first 6 batches" in told
+    assert shown["related"] == f"{child} goes on from step 6 of {trained}"
+    first, second = shown["results"]["bits_per_byte"]
+    assert 0 < second < first
     assert "resuming at step 6" in said
 
 
