@@ -106,6 +106,59 @@ def test_a_rank_that_gets_no_data(page, tmp_path, rank, monkeypatch):
     assert_nothing_left(tmp_path / "run")
 
 
+# One layer calls the host once when parameters are made, at each step, and for each batch of an evaluation.
+OFTEN = ("--config.evaluation.every=3", "--config.checkpoint.every=3")
+PLACES = {
+    "step": ({"STUCK_CALL": "40"}, ("--config.heartbeat.stuck=4", *ENDLESS)),
+    "evaluate": ({"STUCK_CALL": "6"}, ("--config.heartbeat.patience=10", *OFTEN)),
+    "save": ({"STUCK_PATH": "/checkpoints"}, ("--config.heartbeat.patience=10", *OFTEN)),
+    # Orbax writes in a thread; the next save waits for it.
+    "save behind": ({"STUCK_PATH": "commit_success"}, ("--config.heartbeat.patience=10", *OFTEN)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "rank", "steps"),
+    [
+        ("step", 0, range(38, 41)),
+        ("step", 1, range(38, 41)),
+        ("evaluate", 0, [3]),
+        ("evaluate", 1, [3]),
+        ("save", 0, [3]),
+        ("save", 1, [3]),
+        ("save behind", 0, [6]),  # process 0 commits
+    ],
+)
+def test_a_rank_that_all_wait_for_in_the_same_phase(
+    page, tmp_path, place, rank, steps, monkeypatch
+):
+    """Its process lives and beats, and all are in the same phase of the same step. Catches: a victim that is named."""
+    environment, flags = PLACES[place]
+    for key, value in {"STUCK_RANK": str(rank), **environment}.items():
+        monkeypatch.setenv(key, value)
+    name = "parallel.stuck_places:StuckAttention"
+    mine = [f"--extend={name}", f"--config.model.attention={name}"]
+    common = ["--config.heartbeat.silence=2", *flags, *mine]
+    with fleet(page, tmp_path / "run", 2, common=common) as started:
+        pid = started[rank].pid
+        found = ends(started, 60)
+    ended = time.time()
+    since = re.search(r"^stuck since (\S+)$", found[rank][1], re.MULTILINE)
+    assert since, found[rank][1]
+    assert (
+        ended - float(since[1]) < 10 + 2 + 10
+    )  # the longest limit, the last words, and a loaded machine
+    for code, error in found:
+        assert code == 1, error
+        line = last_line(error)
+        where = rf" is stuck in {place.split()[0]} at step (\d+), for \d+ s: all ranks end;"
+        told = re.match(rf"ablax: rank {rank} \(\S+, pid {pid}\){where}", line)
+        assert told, error[-3000:]
+        assert int(told[1]) in steps
+    assert_nothing_left(tmp_path / "run")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(page, tmp_path, number):

@@ -1,5 +1,7 @@
 """Who is named when ranks are stuck. Real processes that are killed, frozen and stuck: tests/parallel."""
 
+import dataclasses
+
 import pytest
 
 from ablax.config import RequestError
@@ -35,6 +37,24 @@ def test_the_rank_that_is_least_far_is_named(states, culprit):
     assert line.startswith(f"rank {culprit} (host{culprit}, pid {100 + culprit})")
     assert f"in {phase} at step {step}" in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        [("evaluate", 3, 609), ("evaluate", 3, 601)],
+        [("save", 3, 601), ("save", 3, 601)],
+        # A step is dispatched before the one before it is done: the culprit may be one ahead.
+        [("step", 7, 61), ("step", 8, 61)],
+    ],
+)
+def test_the_rank_that_waits_for_nobody_is_named(states):
+    """Catches: naming by the step or the time alone, where all are in the same phase."""
+    found = beats(*states)
+    found[0] = dataclasses.replace(found[0], waits=True)
+    line = stuck(found, CONFIG)
+    assert line is not None
+    assert line.startswith("rank 1 (host1")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from ablax.config import RequestError, knob
 from ablax.data.lease import is_dead, machine
 from ablax.ranks import LINGER_SECONDS, RankFailed, Ranks, code_of
 from ablax.training.phases import Phases
+from ablax.training.waiting import waits
 
 LONG = ("start", "compile", "evaluate", "save")
 """Phases that may take `patience` rather than `stuck` seconds."""
@@ -65,6 +66,7 @@ class Beat:
       phase, step: where its main thread is.
       seconds: how long it has been there, by its own clock.
       host, machine, pid: its process; the machine's name tells containers apart.
+      waits: whether it seems to wait for the others, see `waiting.waits`.
     """
 
     number: int
@@ -74,6 +76,7 @@ class Beat:
     host: str
     machine: str
     pid: int
+    waits: bool = False
 
     def __str__(self) -> str:
         return f"in {self.phase} at step {self.step}"
@@ -83,7 +86,7 @@ def stuck(beats: Mapping[int, Beat], config: HeartbeatConfig) -> str | None:
     """One line about the rank that holds the others up, once a rank is longer in a phase than allowed.
 
     When one is stuck, all soon wait for it, in the collective of the step that it has not reached: the culprit is the
-    one that is least far.
+    one that waits for nobody, and of several such ones, or none, the one that is least far.
     """
     late = {
         rank
@@ -95,7 +98,12 @@ def stuck(beats: Mapping[int, Beat], config: HeartbeatConfig) -> str | None:
         return None
     rank, beat = min(
         ((rank, beats[rank]) for rank in beats),
-        key=lambda item: (item[1].step, ORDER.index(item[1].phase), -item[1].seconds),
+        key=lambda item: (
+            item[1].waits,
+            item[1].step,
+            ORDER.index(item[1].phase),
+            -item[1].seconds,
+        ),
     )
     return (
         f"rank {rank} ({beat.host}, pid {beat.pid}) is stuck {beat}, for {beat.seconds:.0f} s: all ranks end; longer "
@@ -166,6 +174,7 @@ class Heartbeat:
             platform.node(),
             machine(),
             os.getpid(),
+            waits(),
         )
         self._ranks.put(f"beats/{self._ranks.index}", json.dumps(dataclasses.asdict(beat)))
         if self._ranks.first:
