@@ -1,6 +1,7 @@
 """Laws of the loader: a batch depends on the layout, the seed and the step, and on nothing else."""
 
 import collections
+import contextlib
 import threading
 import time
 
@@ -129,6 +130,40 @@ def test_every_row_once_per_epoch(layouts, kind, batch_size):
     assert loader.tokens_per_step == batch_size * T
     last_step = (rows - 1) // batch_size
     assert [loader.epoch_of(step) for step in (0, last_step, last_step + 1)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("kind", ["windows", "packed"])
+def test_every_row_once_per_epoch_over_a_travel(layouts, kind):
+    """A run that goes on from 1 process with 8, 2, 4 and 1. Catches: a leg that begins at another row, or an epoch that
+    begins again, when the number of processes changes in the midst of it."""
+    layout, epochs = layouts[kind], 2
+    rows = len(layout)
+    steps = -(-epochs * rows // B)
+    ends = [steps * leg // 5 for leg in range(6)]
+    assert all(end * B % rows for end in ends[1:])
+    drawn = []
+    for processes, start, end in zip((1, 8, 2, 4, 1), ends, ends[1:]):
+        with contextlib.ExitStack() as stack:
+            parts = [
+                stack.enter_context(
+                    Loader(
+                        layout,
+                        global_batch_size=B,
+                        seed=2,
+                        process_index=process,
+                        process_count=processes,
+                        prefetch=0,
+                    ).iterate(start)
+                )
+                for process in range(processes)
+            ]
+            drawn += [next(part)["tokens"] for _ in range(start, end) for part in parts]
+    drawn = np.concatenate(drawn)
+    for epoch in range(epochs):
+        expected = [tuple(layout[epoch * rows + row]["tokens"]) for row in range(rows)]
+        assert len(set(expected)) == rows  # or a row could stand for another
+        seen = [tuple(row) for row in drawn[epoch * rows : (epoch + 1) * rows]]
+        assert collections.Counter(seen) == collections.Counter(expected)
 
 
 def test_seed_decides_and_processes_of_other_objectives_see_the_same_rows(layouts):
