@@ -77,7 +77,7 @@ def test_numbers_that_mean_something_else_stand_apart(written):
     (line,) = page.apart(written)
     assert line.startswith("encoder (3 seeds, 1,000 parameters, 11.0 s): nats per masked token 1.5")
     assert "Why: pseudo-log-likelihood is no likelihood" in line
-    assert line in page.markdown(written)
+    assert line in page.markdown(written, {})
 
 
 def test_the_page_has_the_table_and_the_picture(sweep, written):
@@ -113,7 +113,7 @@ def test_one_seed_has_no_interval(tmp_path):
     make_sweep(tmp_path, ("ngram", "lstm"), count=1)
     found = report.report(tmp_path)
     assert "one seed" in found["arms"][0]["why"]
-    assert "| lstm | 2.1000 | 1 | -0.4000 | - |" in page.markdown(found)
+    assert "| lstm | 2.1000 | 1 | -0.4000 | - |" in page.markdown(found, {})
 
 
 def test_another_rule_of_cutting_documents_stands_apart(tmp_path):

@@ -1,6 +1,7 @@
-"""Compares the arms of a sweep: a table, a page (report.md) and a picture (curves.png) in the sweep's folder."""
+"""Compares the arms of a sweep: a table, pages (Markdown, HTML, LaTeX) and pictures in the sweep's folder."""
 
 import argparse
+from pathlib import Path
 
 from ablax.commands import flags, output
 
@@ -20,6 +21,9 @@ def run(args: argparse.Namespace) -> None:
     found = report.write(args.workdir, args.metric)
     output.emit(found)
     other = [f"not comparable: {line}" for line in page.apart(found)]
-    where = [f"written: {path}" for path in (found["page"], found["picture"]) if path]
+    names = ("page", "html", "latex", "picture", "differences")
+    where = [
+        f"written: {', '.join(Path(found[name]).name for name in names if found[name])} in {args.workdir}"
+    ]
     lines = other + page.notes(found) + where
     output.table(page.caption(found), page.COLUMNS, page.rows(found), lines)

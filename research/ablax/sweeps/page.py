@@ -104,8 +104,12 @@ def caption(found: Mapping[str, Any]) -> str:
     )
 
 
-def markdown(found: Mapping[str, Any], picture: str | None = None) -> str:
-    """The report as a page."""
+def markdown(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
+    """The report as a page.
+
+    Args:
+      pictures: what each shows -> where it lies, from the page.
+    """
     lines = [f"# {found['experiment'] or 'Sweep'}", "", caption(found) + ".", ""]
     lines += [_line(COLUMNS), _line(["---"] + ["---:"] * (len(COLUMNS) - 1))]
     lines += [_line(row) for row in rows(found)]
@@ -113,8 +117,8 @@ def markdown(found: Mapping[str, Any], picture: str | None = None) -> str:
         lines += ["", "## Not comparable with these", "", *(f"- {line}" for line in other)]
     if said := notes(found):
         lines += ["", "## What this does not tell", "", *(f"- {line}" for line in said)]
-    if picture:
-        lines += ["", f"![Learning curves]({picture})"]
+    for shown, path in pictures.items():
+        lines += ["", f"![{shown}]({path})"]
     return "\n".join(lines) + "\n"
 
 

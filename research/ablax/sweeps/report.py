@@ -10,11 +10,13 @@ from ablax.history import unit
 from ablax.run import RunFolder
 from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.curves import learning_curves
+from ablax.sweeps.forest import differences
+from ablax.sweeps.formats import html, latex
 from ablax.sweeps.page import markdown
 from ablax.sweeps.statistics import Comparison, compare, seeds_needed, summary
 from ablax.training.recorded import compare_ledgers
 
-PAGE, PICTURE = "report.md", "curves.png"
+CURVES, FOREST = "curves.png", "differences.png"
 
 
 def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
@@ -205,14 +207,33 @@ def _apart(arm: str, runs: Mapping[int, dict], why: str) -> dict[str, Any]:
 
 
 def write(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
-    """Compares the arms (see `report`) and writes `report.md` and `curves.png` into the sweep's folder.
+    """Compares the arms (see `report`) and writes what it found into the sweep's folder.
 
     Returns:
-      What `report` returns, with `page` and `picture` (None without any curve).
+      What `report` returns, with the paths `page` (report.md), `html` (report.html), `latex` (report.tex), `picture`
+      (curves.png) and `differences` (differences.png); None for a picture of nothing.
     """
     sweep = Path(sweep)
     found = report(sweep, metric)
     other = [row["arm"] for row in found["not_comparable"]]
-    drawn = learning_curves(sweep, sweep / PICTURE, other)
-    (sweep / PAGE).write_text(markdown(found, PICTURE if drawn else None), encoding="utf-8")
-    return {**found, "page": str(sweep / PAGE), "picture": str(sweep / PICTURE) if drawn else None}
+    drawn = {
+        "Learning curves": sweep / CURVES
+        if learning_curves(sweep, sweep / CURVES, other)
+        else None,
+        "Differences from the baseline": sweep / FOREST
+        if differences(found, sweep / FOREST)
+        else None,
+    }
+    pictures = {shown: path for shown, path in drawn.items() if path}
+    files = {
+        "page": sweep / "report.md",
+        "html": sweep / "report.html",
+        "latex": sweep / "report.tex",
+    }
+    names = {shown: path.name for shown, path in pictures.items()}
+    files["page"].write_text(markdown(found, names), encoding="utf-8")
+    files["html"].write_text(html(found, pictures), encoding="utf-8")
+    files["latex"].write_text(latex(found), encoding="utf-8")
+    curves, forest = drawn.values()
+    paths = {**files, "picture": curves, "differences": forest}
+    return {**found, **{name: path and str(path) for name, path in paths.items()}}

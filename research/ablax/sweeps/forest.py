@@ -1,0 +1,54 @@
+"""The differences of a report as a picture: one line an arm, with its interval."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablax.sweeps.statistics import CONFIDENCE
+
+ACCENT, MUTED = "#0072B2", "#777777"
+
+
+def differences(found: Mapping[str, Any], out_path: Path | str) -> bool:
+    """Draws a forest plot: differences from the baseline with their intervals, those of single pairs as crosses.
+
+    An interval that holds 0 is drawn in grey, whatever its unadjusted p.
+
+    Args:
+      found: what `report` returns.
+      out_path: `.png` or `.svg`.
+
+    Returns:
+      Whether there was anything to draw; if not, nothing is written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [row for row in found["arms"] if row["difference"] is not None]
+    if not rows:
+        return False
+    figure = Figure(figsize=(6.4, 1.2 + 0.45 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        _draw(axes, place, row)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    better = "right" if "accuracy" in found["metric"] else "left"
+    axes.set_xlabel(
+        f"{found['unit']}: difference from {found['baseline']}, {CONFIDENCE:.0%} interval; better to the {better}"
+    )
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(out_path, dpi=150)
+    return True
+
+
+def _draw(axes: Any, place: int, row: Mapping[str, Any]) -> None:
+    if row["interval"] is None:
+        axes.plot(row["difference"], place, marker="x", color=MUTED)
+        return
+    low, high = row["interval"]
+    color = MUTED if low <= 0 <= high else ACCENT
+    axes.plot([low, high], [place, place], color=color, linewidth=2)
+    axes.plot(row["difference"], place, marker="o", color=color)
