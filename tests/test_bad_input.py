@@ -109,6 +109,10 @@ CONFIGURATIONS = {
     "wrong type": (["model.width=wide"], "model.width"),
     "wrong choice": (["data.layout=rows"], "data.layout"),
     "endless": (["seed=1e999"], "seed='1e999' must be a whole number"),
+    "no number": (
+        ["optimizer.learning_rate=nan"],
+        "optimizer.learning_rate='nan' must be a finite number",
+    ),
     "endless duration": (["training.steps=1e999 tokens"], "too long"),
     "class of no module": (["model=:Mine"], "names no module"),
     "no duration": (["training.steps=soon"], "'soon' is not a duration"),
@@ -132,6 +136,14 @@ CONFIGURATIONS = {
     ),
     "invalid UTF-8": (["data.source=text:{folder}/latin.txt"], "latin.txt: invalid UTF-8 at byte"),
     "unknown dataset": (["data.source=tfds:no_such_dataset_at_all"], "no_such_dataset_at_all"),
+    "dataset elsewhere": (
+        ["data.source=tfds:../../etc"],
+        "'../../etc' is no name of a dataset; write NAME",
+    ),
+    "vocabulary smaller than the alphabet": (
+        ["data.tokenizer=unigram", "data.tokenizer.vocab_size=20"],
+        "tokenizer.vocab_size=20 has no room for the text's",
+    ),
     "dataset not prepared": (
         ["data.source=tfds:wiki40b/en", "offline"],
         "wiki40b/en is not prepared under",
@@ -170,6 +182,15 @@ def test_wrong_configurations(folder, refused, tmp_path, case):
     said = refused("train", f"--config={folder / 'page.py'}", f"--workdir={workdir}", *flags)
     assert words in said
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("change", ["seed=-1", "seed=4294967296", "data.split.seed=-1"])
+def test_a_seed_is_refused_before_the_text_is_prepared(folder, capsys, change):
+    """Catches: a corpus that is tokenised for a run that cannot start; a seed that wraps around to another one."""
+    page = f"--config={folder / 'page.py'}"
+    assert cli.main(["prepare", page, f"--config.{change}"]) == cli.REFUSED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{change.rpartition('.')[2]} must be a whole number in [0, 2**32)" in line
 
 
 def test_pages_and_folders_that_are_not_there(folder, refused, tmp_path):

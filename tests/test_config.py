@@ -54,6 +54,8 @@ class Root:
     steps: Duration = knob(Duration(10), "length")
     mode: Literal["fast", "slow"] = knob("fast", "mode", mark="execution")
     widths: tuple[int, ...] = knob((1, 2), "widths")
+    shares: tuple[float, ...] = knob((0.5,), "shares")
+    limit: float | None = knob(None, "limit")
     on: bool = knob(True, "switch", mark="cosmetic")
 
 
@@ -135,6 +137,11 @@ def test_texts_are_converted_by_annotation(overrides, expected):
         ({"mode": "medium"}, "one of fast, slow"),
         ({"on": "maybe"}, "true or false"),
         ({"steps": "5 lightyears"}, "duration"),
+        ({"shape__inner__share": "nan"}, "shape.inner.share='nan' must be a finite number"),
+        ({"shape__inner__share": float("-inf")}, "shape.inner.share=-inf must be a finite number"),
+        ({"shape__inner__share": "1e999"}, "shape.inner.share='1e999' must be a finite number"),
+        ({"shares": "0.5,inf"}, "shares='0.5,inf' must be a tuple of a finite number"),
+        ({"limit": "nan"}, "limit='nan' must be a finite number or none"),
         ({"widths": "a,b"}, "tuple of a whole number"),
         ({"shape__kind": "nosuchmodule:Thing"}, "No module named"),
         ({"shape__kind": "ablax.config:Nothing"}, "no attribute 'Nothing'"),

@@ -13,6 +13,7 @@ import ml_collections
 
 from ablax.config import (
     RequestError,
+    check_seed,
     family,
     from_dict,
     import_class,
@@ -60,6 +61,7 @@ class Experiment:
     writers: WritersConfig = knob(WritersConfig(), "Where metrics go.", mark="cosmetic")
 
     def __post_init__(self):
+        check_seed(self.seed)
         causal = getattr(self.model, "CAUSAL", None)
         if causal is not None and causal != self.objective.CAUSAL:
             need, other = (

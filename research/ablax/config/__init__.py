@@ -15,6 +15,7 @@ from ablax.config.knobs import KIND as KIND
 from ablax.config.knobs import Family as Family
 from ablax.config.knobs import Mark as Mark
 from ablax.config.knobs import RequestError as RequestError
+from ablax.config.knobs import check_seed as check_seed
 from ablax.config.knobs import choose as choose
 from ablax.config.knobs import class_of as class_of
 from ablax.config.knobs import cross_check as cross_check

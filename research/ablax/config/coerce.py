@@ -1,5 +1,6 @@
 """Values and texts of flags, checked and converted by the annotation of their field."""
 
+import math
 import re
 import types
 import typing
@@ -61,8 +62,9 @@ def _coerce_scalar(annotation: Any, value: Any) -> Any:
     if annotation is int and isinstance(value, str):
         number = float(value) if re.search(r"[.eE]", value) else int(value)
         return int(number) if number == int(number) else _wrong()
-    if annotation is float and isinstance(value, (str, int)) and not isinstance(value, bool):
-        return float(value)
+    if annotation is float and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        number = float(value)
+        return number if math.isfinite(number) else _wrong()
     if isinstance(value, bool) and annotation is not bool:
         raise TypeError
     return value if isinstance(value, annotation) else _wrong()
@@ -94,5 +96,5 @@ def describe(annotation: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if origin is tuple:
         return f"a tuple of {describe(arguments[0])}, comma-separated" if arguments else "a tuple"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    names = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false"}
     return names.get(annotation, "a duration such as 2000, '3 epochs', '2e9 tokens' or '5%'")

@@ -21,6 +21,16 @@ def cross_check(field: str, value: Any, problem: str, remedy: str) -> RequestErr
     return RequestError(f"{field}={value} {problem}; {remedy}")
 
 
+def check_seed(seed: int) -> None:
+    """Refuses what the generators do not take alike: JAX would wrap it around, NumPy stop at a negative one.
+
+    Raises:
+      RequestError: if the seed is not in [0, 2**32).
+    """
+    if not 0 <= seed < 2**32:
+        raise RequestError(f"seed={seed} must be a whole number in [0, 2**32)")
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A table of the config classes that a tagged union may hold: `{"kind": ConfigClass}`."""

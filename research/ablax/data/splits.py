@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ablax.config import RequestError, knob
+from ablax.config import RequestError, check_seed, knob
 from ablax.data.documents import Source
 
 SPLITS = ("train", "validation", "test")
@@ -33,6 +33,7 @@ class SplitConfig:
     )
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("validation", "test"):
             if not 0 <= getattr(self, name) < 1:
                 raise RequestError(f"{name}={getattr(self, name)} must be at least 0 and below 1")

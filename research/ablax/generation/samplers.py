@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ablax.config import RequestError, knob
+from ablax.config import RequestError, check_seed, knob
 from ablax.shapes import Array, Bool, Float, Int, typed
 
 
@@ -203,8 +203,7 @@ def row_keys(seed: int, prompts: np.ndarray, samples: np.ndarray) -> Array:
     Raises:
       RequestError: if the seed is not in [0, 2**32).
     """
-    if not 0 <= seed < 2**32:
-        raise RequestError(f"seed={seed} must be a whole number in [0, 2**32)")
+    check_seed(seed)
     key = jax.random.key(np.uint32(seed))
     fold = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s))
     return fold(np.asarray(prompts, np.uint32), np.asarray(samples, np.uint32))
