@@ -75,6 +75,22 @@ def test_a_host_that_answers_anything_is_a_network(tmp_path, no_proxy):
     tfds_prepare._refuse_without_network(builder(url, tmp_path))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x/y/z:1", "../../etc", "/etc", "tiny_shakespeare/..", "tiny_shakespeare/../../x"),
+        *("tiny_shakespeare:1", "tiny_shakespeare/data_dir=..", "wiki40b/en=3", "huggingface:foo"),
+    ],
+)
+def test_what_is_no_name_is_refused_before_anything_is_touched(tmp_path, name):
+    """Catches: twenty lines of TFDS and a traceback; a path out of the cache; a host that is asked although offline."""
+    for offline in (True, False):
+        with pytest.raises(RequestError, match="is no name of a dataset; write NAME") as error:
+            TfdsConfig(name).build(tmp_path / "a" / "cache", offline)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_dataset_to_be_downloaded_by_hand_says_how(tmp_path):
     """Catches: the traceback of TFDS's assertion."""
     with pytest.raises(RequestError, match=r"Manual directory .*corpus.7z.*test.json") as error:

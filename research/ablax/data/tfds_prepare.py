@@ -24,7 +24,7 @@ from unittest import mock
 
 import tensorflow_datasets as tfds
 from absl import logging
-from tensorflow_datasets.core import constants, file_adapters, read_only_builder
+from tensorflow_datasets.core import constants, file_adapters, naming, read_only_builder
 
 from ablax.config import RequestError
 from ablax.data.tfrecord import read_tfrecords
@@ -42,6 +42,7 @@ def find_builder(name: str, data_dir: str | None, cache: Path, offline: bool) ->
     Raises:
       RequestError: an unknown dataset, or one that cannot be prepared here.
     """
+    _check_name(name)
     own = cache / "tfds"
     default = Path(constants.DATA_DIR)
     folders = [Path(data_dir).expanduser()] if data_dir else [own, default]
@@ -66,6 +67,22 @@ def find_builder(name: str, data_dir: str | None, cache: Path, offline: bool) ->
     _refuse_without_network(builder)
     prepare(builder)
     return builder
+
+
+def _check_name(name: str) -> None:
+    """Lets through what the catalog's names look like: no path out of the folder, no argument of a builder's, no
+    namespace, whose datasets are asked for over the network, `offline` or not."""
+    try:
+        dataset, arguments = naming.parse_builder_name_kwargs(name)
+    except ValueError:  # its text has some twenty lines
+        dataset, arguments = None, {}
+    named = (
+        dataset is not None and not dataset.namespace and arguments.keys() <= {"config", "version"}
+    )
+    if not named or not arguments.get("config", "config").strip("."):
+        raise RequestError(
+            f"source tfds: {name!r} is no name of a dataset; write NAME, NAME/CONFIG or NAME/CONFIG:1.2.3"
+        )
 
 
 def _unknown(name: str, folders: list[Path]) -> str:
