@@ -208,6 +208,27 @@ def test_training_needs_text_and_room(kind):
             build_tokenizer(TOKENIZERS[kind](vocab_size=3), CORPUS, SPECIALS)
 
 
+def test_unigrams_have_room_for_the_alphabet():
+    """Catches: the library's bare exception below it, and its limit forgotten, or no end found, right above it."""
+    for texts in (CORPUS, ["ab"], ["ab cd", "e\0f \u2581"], ["\n\n"]):
+        with pytest.raises(RequestError, match=r"room for the text's \d+ characters") as error:
+            build_tokenizer(TOKENIZERS["unigram"](vocab_size=5), texts, SPECIALS)
+        least = int(str(error.value).rpartition(" ")[2])
+        with pytest.raises(RequestError, match=f"set it to at least {least}"):
+            build_tokenizer(TOKENIZERS["unigram"](vocab_size=least - 1), texts, SPECIALS)
+        built = build_tokenizer(TOKENIZERS["unigram"](vocab_size=least), texts, SPECIALS)
+        assert built.vocab_size <= least
+        assert not [c for c in set().union(*texts) if built.specials.unk in built.encode(c)]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+def test_a_vocabulary_beyond_all_memory_is_refused(kind):
+    """Catches: the library ending the process, or an OverflowError of its."""
+    for size in (2**24 + 1, 10**9, 2**64):
+        with pytest.raises(RequestError, match=f"vocab_size={size} is more than can be learned"):
+            build_tokenizer(TOKENIZERS[kind](vocab_size=size), CORPUS, SPECIALS)
+
+
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_vocabulary_has_the_size_asked_for(reference, kind):
     """Catches special tokens on top of vocab_size, and training_characters that nothing reads."""

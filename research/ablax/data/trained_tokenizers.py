@@ -14,6 +14,9 @@ from ablax.data.tokenizer import Tokenizer
 
 TRAINING_CHARACTERS = 200_000_000
 UNK = "<unk>"
+SPACE = "\u2581"
+MOST = 2**24
+"""Largest vocabulary: the library takes memory for all of it at once, and ends the process where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +96,14 @@ class UnigramConfig:
         """Learns the pieces; <unk> is added.
 
         Raises:
-          RequestError: `vocab_size` has no room, or there is no text.
+          RequestError: `vocab_size` has no room for the characters, or there is no text.
         """
         ids, written = place_first((*specials, "unk"))
-        size = _room(self.vocab_size, len(written), 1, "any piece") + 1
+        texts = list(_limited(texts, self.training_characters))
+        # The library refuses fewer than the characters in words of its own, and forgets its limit at exactly as many.
+        characters = len(set().union(*texts) - {" "} | {SPACE})
+        what = f"the text's {characters} characters, one piece more"
+        size = _room(self.vocab_size, len(written), characters + 1, what) + 1
         library = tokenizers.Tokenizer(models.Unigram())
         # Lines are apart, as in SentencePiece, which reads line by line; their ends are kept.
         library.pre_tokenizer = pre_tokenizers.Sequence(
@@ -109,7 +116,7 @@ class UnigramConfig:
         trainer = trainers.UnigramTrainer(
             vocab_size=size, special_tokens=[UNK], unk_token=UNK, show_progress=False
         )
-        library.train_from_iterator(_limited(texts, self.training_characters), trainer)
+        library.train_from_iterator(texts, trainer)
         return LibraryTokenizer(_settled(library), ids, written, imported=False)
 
 
@@ -127,6 +134,10 @@ def _room(vocab_size: int, specials: int, least: int, what: str) -> int:
         raise RequestError(
             f"tokenizer.vocab_size={vocab_size} has no room for {what} and {specials} special "
             f"tokens; set it to at least {least + specials}"
+        )
+    if vocab_size > MOST:
+        raise RequestError(
+            f"tokenizer.vocab_size={vocab_size} is more than can be learned; set it to at most {MOST}"
         )
     return vocab_size - specials
 
