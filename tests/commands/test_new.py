@@ -30,6 +30,18 @@ def test_files_are_written_and_named(tmp_path, capsys):
     assert (tmp_path / "mine" / "README.md").read_text().startswith("# mine\n")
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_the_next_step_can_be_taken(tmp_path, capsys, monkeypatch, there):
+    """Catches: `python -m pytest` where nobody installed it, as after scripts/quickstart."""
+    if not there:
+        monkeypatch.setitem(sys.modules, "pytest", None)
+    assert cli.main(["new", str(tmp_path / "mine")]) == 0
+    said = capsys.readouterr().err
+    assert "then python -m pytest" in said
+    assert ("then pip install pytest" in said) != there
+    assert "    pip install pytest " in (tmp_path / "mine" / "README.md").read_text()
+
+
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     """Catches: overwriting a user's files."""
     (tmp_path / "mine.py").write_text("precious")

@@ -1,6 +1,7 @@
 """Writes a project of your own: a model, its experiment and its test."""
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from ablax.commands import output
@@ -19,4 +20,5 @@ def run(args: argparse.Namespace) -> None:
 
     files = write_project(args.folder)
     output.emit({"folder": str(args.folder), "files": [str(path) for path in files]})
-    output.say(f"next: cd {args.folder}, then python -m pytest, then read README.md")
+    first = "" if importlib.util.find_spec("pytest") else "pip install pytest, then "
+    output.say(f"next: cd {args.folder}, then {first}python -m pytest, then read README.md")
