@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ablax.objectives.sums import Sums
-from ablax.run import RunFolder
+from ablax.run import Preempted, RunFolder
 from ablax.training.every import Every
 from ablax.training.guard import GuardConfig, GuardState
 from ablax.training.loop import Loop
@@ -44,7 +44,7 @@ class Meter:
 def start():
     parts: Any = {part: {"kernel": jnp.zeros(2)} for part in PARTS}
     rng = jnp.zeros(2, jnp.uint32)
-    # Knobs may be infinite: a learning rate that nobody can mean.
+    # Knobs may be infinite in float32: 1e39, a learning rate that nobody can mean.
     return TrainState(
         step=jnp.int32(0),
         hyper={"rate": jnp.float32(jnp.inf)},
@@ -86,6 +86,28 @@ def test_the_order_is_draw_step_evaluate_save(tmp_path):
     ]
     assert [entry for entry in done if entry[0] == "seen"] == [("seen", s + 1, s) for s in range(6)]
     assert done.index(("save", 3)) < done.index(("seen", 4, 3))
+
+
+def test_a_save_hears_whether_the_run_ends_with_it(tmp_path):
+    """Catches: a save that fails while the run stops, and is said to be tried again."""
+    endings: dict[int, bool] = {}
+
+    def going_to(stop: int) -> Loop:
+        loop = made(tmp_path, Engine(), [])
+        loop.save = lambda step, *rest: endings.update({step: rest[-1]})
+
+        def seen(step, batch):
+            loop.stop.reason = "stopped by SIGTERM" if step == stop else None
+
+        loop.seen = seen
+        return loop
+
+    going_to(stop=7).run(start())
+    assert endings == {3: False, 6: True}
+    endings.clear()
+    with pytest.raises(Preempted):
+        going_to(stop=4).run(start())
+    assert endings == {3: False, 4: True}
 
 
 @pytest.mark.parametrize("part", PARTS)

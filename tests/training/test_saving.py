@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from ablax.experiment import base
 from ablax.run import RunFolder
 from ablax.training.checkpoints import Checkpoints, SaveError
 from ablax.training.disk import failed_save
+from ablax.training.phases import Phases
 from ablax.training.saving import Saving
 from checkpoint_states import make_state, same
 
@@ -59,20 +61,38 @@ def test_a_failed_save_is_said_recorded_and_tried_again(folder: RunFolder, when:
     said: list[str] = []
     with Disk(folder.checkpoints, keep=3) as disk:
         setattr(disk, when, {2})
-        saving = Saving(disk, folder, 3, said.append)
-        saving.save(1, make_state(1), CURSOR, {}, {})
-        saving.save(2, make_state(2), CURSOR, {}, {})
-        assert saving.last_good() == 1
-        assert folder.status()["step"] == 1
+        saving = Saving(disk, folder, said.append)
+        saving.save(1, make_state(1), CURSOR, {}, {}, False)
+        saving.save(2, make_state(2), CURSOR, {}, {}, False)
+        saving.save(3, make_state(3), CURSOR, {}, {}, False)
         (failure,) = folder.status()["failed_saves"]
         assert failure["step"] == 2
         assert "Input/output error" in failure["error"]
         (line,) = said
-        assert "the next save tries again" in line
-        saving.save(3, make_state(3), CURSOR, {}, {})
+        assert "training goes on, and the next save tries again" in line
+        assert saving.last_good() == 3
         saving.finish()
         assert folder.status()["step"] == disk.latest_step() == 3
         assert len(said) == 1
+
+
+@pytest.mark.parametrize("when", ["at_once", "later"])
+def test_before_the_last_save_and_without_one_nothing_goes_on(folder: RunFolder, when: str):
+    """Catches: `training goes on` of a run that ends with the next save, or has diverged."""
+    said: list[str] = []
+    with Disk(folder.checkpoints) as disk:
+        setattr(disk, when, {2, 3})
+        saving = Saving(disk, folder, said.append)
+        saving.save(1, make_state(1), CURSOR, {}, {}, False)
+        saving.save(2, make_state(2), CURSOR, {}, {}, False)
+        assert saving.last_good() == folder.status()["step"] == 1
+        assert [line.endswith("checkpoint 1 is still good") for line in said] == [when == "later"]
+        saving.save(3, make_state(3), CURSOR, {}, {}, False)
+        saving.save(4, make_state(4), CURSOR, {}, {}, True)
+        if when == "later":
+            assert said[1].endswith("checkpoint 1 is still good; the last save tries again")
+        saving.finish()
+        assert len(said) == 2
 
 
 @pytest.mark.parametrize("when", ["at_once", "later"])
@@ -80,22 +100,12 @@ def test_the_last_save_must_be_durable(folder: RunFolder, when: str):
     """Fails if a run whose last state was lost counts as finished."""
     with Disk(folder.checkpoints) as disk:
         setattr(disk, when, {3})
-        saving = Saving(disk, folder, 3, pytest.fail)
-        saving.save(2, make_state(2), CURSOR, {}, {})
-        saving.save(3, make_state(3), CURSOR, {}, {})
+        saving = Saving(disk, folder, pytest.fail)
+        saving.save(2, make_state(2), CURSOR, {}, {}, False)
+        saving.save(3, make_state(3), CURSOR, {}, {}, True)
         for _ in range(2):  # asked again, it is still not
-            with pytest.raises(SaveError, match="checkpoint 2 is still good"):
+            with pytest.raises(SaveError, match="checkpoint 2 is still good; the run ends without"):
                 saving.finish()
-
-
-def test_a_run_that_stops_must_have_saved(folder: RunFolder):
-    """Fails if an interrupted run says that it was saved though its last save failed."""
-    with Disk(folder.checkpoints) as disk:
-        disk.at_once = {2}
-        saving = Saving(disk, folder, 9, lambda _: None)
-        saving.save(2, make_state(2), CURSOR, {}, {})
-        with pytest.raises(SaveError):
-            saving.finish()
 
 
 def experiment(tmp_path: pathlib.Path):
@@ -156,6 +166,34 @@ def test_a_run_on_a_disk_that_fills_up(
         monkeypatch.setattr(Checkpoints, "save", save)
         assert ablax.train(config, workdir, progress=False, say=said.append).finished
     assert any("checkpoint 4 was not saved" in line for line in said)
+
+
+def test_a_run_that_is_stopped_and_cannot_save(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Catches: an end that counts as saved, and the promise of a next save that nothing will make."""
+    save, enter = Checkpoints.save, Phases.enter
+
+    def entering(self, name, step):
+        enter(self, name, step)
+        if (name, step) == ("step", 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def failing(self, step, *rest):
+        if step == 3:
+            error = OSError(errno.EIO, os.strerror(errno.EIO))
+            raise failed_save(self.folder, step, error, 1, self.latest_step())
+        save(self, step, *rest)
+
+    monkeypatch.setattr(Phases, "enter", entering)
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    said: list[str] = []
+    with pytest.raises(SaveError, match=r"checkpoint 3 .* 2 is still good; the run ends") as error:
+        ablax.train(experiment(tmp_path), tmp_path / "run", progress=False, say=said.append)
+    assert cli.failure(error.value) == cli.FAILED
+    assert not [line for line in said if "not saved" in line]
+    status = RunFolder(tmp_path / "run").status()
+    assert (status["step"], status["failed_saves"][0]["step"]) == (2, 3)
 
 
 def test_a_run_that_cannot_save_is_not_started(small_disk: pathlib.Path, tmp_path: pathlib.Path):

@@ -143,7 +143,7 @@ class Descent:
             writers = stack.enter_context(
                 open_writers(experiment.writers, folder, clock.total, before, progress, say)
             )
-            saving = Saving(checkpoints, folder, clock.total, say)
+            saving = Saving(checkpoints, folder, say)
             recovery = Recovery(experiment.training.guard, folder, saving.last_good, say, events)
             recovery.restore(cursor.get("guard", NOTHING), int(state.step))
             if refused:
@@ -219,12 +219,14 @@ class Descent:
                 # Which checkpoint is the best, and so is kept, must not depend on the last bit of a rank's arithmetic.
                 return others.share("record", record, experiment.heartbeat.patience)
 
-        def save(step: int, state: TrainState, record: Any, going_on: Mapping[str, Any]) -> None:
+        def save(
+            step: int, state: TrainState, record: Any, going_on: Mapping[str, Any], ending: bool
+        ) -> None:
             ledger.flush()  # or a run that goes on from here after a kill would leave a gap
             cursor = {"bytes": writers.cursor(), "seconds": watch.seconds(), **going_on}
             scores = {k: v for k, v in (record or {}).items() if isinstance(v, float)}
             kept = without_hyper(state)
-            saving.save(step, kept, cursor, configuration.to_dict(experiment), scores)
+            saving.save(step, kept, cursor, configuration.to_dict(experiment), scores, ending)
 
         batches = stack.enter_context(contextlib.ExitStack())
 

@@ -28,7 +28,8 @@ class Loop:
       meter: adds up the steps' sums.
       write: takes a record.
       evaluate: (state, step) -> record of the evaluation, or None if the wish to stop broke it off.
-      save: (step, state, record of the evaluation or None, what `run` and the meter need to go on).
+      save: (step, state, record of the evaluation or None, what `run` and the meter need to go on, whether the run
+        ends with it).
       stop: whether somebody wants the run to end now.
       recovery: decides what becomes of a refused step.
       seen: takes each step and its batch before it is made.
@@ -41,7 +42,7 @@ class Loop:
     meter: Meter
     write: Callable[[dict[str, Any]], None]
     evaluate: Callable[[TrainState, int], dict[str, Any] | None]
-    save: Callable[[int, TrainState, Mapping[str, Any] | None, Mapping[str, Any]], None]
+    save: Callable[[int, TrainState, Mapping[str, Any] | None, Mapping[str, Any], bool], None]
     stop: Stop
     recovery: Recovery
     seen: Callable[[int, Mapping[str, np.ndarray]], None]
@@ -132,7 +133,8 @@ class Loop:
         if saving or reason:
             self.phases.enter("save", done)
             going_on = {"meter": self.meter.state(), "owed": owed, "guard": self.recovery.state()}
-            self.save(done, self.state, record, going_on)
+            ending = bool(reason) or done == self.every.total
+            self.save(done, self.state, record, going_on, ending)
             self.saved = done
         if reason and (owed or done < self.every.total):
             raise self.preempted(reason, done)

@@ -8,18 +8,19 @@ from ablax.run import RunFolder, now
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.disk import SaveError
 
+GOES_ON = "; training goes on, and the next save tries again"
+
 
 class Saving:
     """The saves of a run, in order.
 
     A save that fails does not end the run, because the state in memory is worth more than the one that was not
     written: it is said and recorded in run.json (`failed_saves`), and the next save that is due tries again. Only the
-    last one must become durable (`finish`).
+    last one must become durable (`finish`), which says so itself if it does not.
 
     Args:
       checkpoints: where states go.
       folder: the run.
-      total: its last step.
       say: takes one line of text.
     """
 
@@ -27,11 +28,10 @@ class Saving:
         self,
         checkpoints: Checkpoints,
         folder: RunFolder,
-        total: int,
         say: Callable[[str], None],
     ):
         self.say = say
-        self._checkpoints, self._folder, self._total = checkpoints, folder, total
+        self._checkpoints, self._folder = checkpoints, folder
         self._asked: int | None = None
         self._error: SaveError | None = None
 
@@ -42,20 +42,25 @@ class Saving:
         cursor: Mapping[str, Any],
         config: Mapping[str, Any],
         scores: Mapping[str, float],
+        ending: bool,
     ) -> None:
-        """Starts saving, after the save before has become durable or has failed; see `Checkpoints.save`."""
-        self._settle()
+        """Starts saving, after the save before has become durable or has failed; see `Checkpoints.save`.
+
+        Args:
+          ending: whether the run ends with this save, so that `finish` follows and not another one.
+        """
+        self._settle("; the last save tries again" if ending else GOES_ON)
         self._asked = step
         try:
             self._checkpoints.save(step, state, cursor, config, scores)
         except SaveError as error:
-            self._failed(error)
+            self._failed(error, None if ending else GOES_ON)
         else:
             self._note(step=step, seconds=cursor["seconds"])
 
     def last_good(self) -> int | None:
-        """The newest durable step, that of a save which still goes on included."""
-        self._settle()
+        """The newest durable step, that of a save which still goes on included; for a run that ends without saving."""
+        self._settle("")
         return self._checkpoints.latest_step()
 
     def finish(self) -> None:
@@ -64,23 +69,25 @@ class Saving:
         Raises:
           SaveError: if it did not become durable.
         """
-        self._settle()
-        if self._error is not None:
-            raise self._error
+        self._settle(None)
+        if error := self._error:
+            text = f"{error}; the run ends without it: run the same command to go on"
+            raise SaveError(text, error.needed, error.free) from error
 
-    def _settle(self) -> None:
+    def _settle(self, outlook: str | None) -> None:
         try:
             self._checkpoints.wait()
         except SaveError as error:
-            self._failed(error)
+            self._failed(error, outlook)
         else:
             if self._asked in self._checkpoints.all_steps():
                 self._error = None
 
-    def _failed(self, error: SaveError) -> None:
+    def _failed(self, error: SaveError, outlook: str | None) -> None:
+        """Records a failure, and says it with what follows from it, unless that is None: `finish` raises it."""
         self._error = error
-        if self._asked != self._total:
-            self.say(f"{error}; training goes on, and the next save tries again")
+        if outlook is not None:
+            self.say(f"{error}{outlook}")
         failure = {"step": self._asked, "time": now(), "error": str(error)}
         with contextlib.suppress(OSError):
             failures = [*self._folder.status().get("failed_saves", []), failure]
