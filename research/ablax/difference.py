@@ -36,11 +36,11 @@ def diff(one: str | Path, other: str | Path) -> dict[str, Any]:
     ]
     return {
         "runs": [str(folder.path) for folder in folders],
-        "knobs": _differing(*(flat(folder.config()) for folder in folders)),
-        "code": _differing(*code),
-        "versions": _differing(*(start.get("versions", {}) for start in starts)),
-        "machine": _differing(*(flat(start.get("machine", {})) for start in starts)),
-        "data": _differing(*(found.get("data") or {} for found in status)),
+        "knobs": differing(*(flat(folder.config()) for folder in folders)),
+        "code": differing(*code),
+        "versions": differing(*(start.get("versions", {}) for start in starts)),
+        "machine": differing(*(flat(start.get("machine", {})) for start in starts)),
+        "data": differing(*(found.get("data") or {} for found in status)),
         "batches": _batches(*folders),
         "results": _results(*folders),
         "related": _related(folders, status),
@@ -58,7 +58,18 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def outermost(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs that differ, without the fields of a kind that differs itself, which says it all."""
+    kinds = [path.removesuffix("kind") for path in changes if path.endswith(".kind")]
+    return {
+        path: value
+        for path, value in changes.items()
+        if not any(path.startswith(kind) and path != f"{kind}kind" for kind in kinds)
+    }
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Name -> both values, where they are not the same; None for what one has not."""
     names = (*first, *(name for name in second if name not in first))
     return {
         name: (first.get(name), second.get(name))

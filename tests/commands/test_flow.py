@@ -29,8 +29,8 @@ def get_config(size="tiny"):
 
 
 def get_sweep():
-    arms = chain(named("bigram", {"model": "ngram", "model.order": 2}), named("trigram", {"model": "ngram"}))
-    return product(arms, seeds(2))
+    arms = [named(name, {"model": "ngram", "model.order": n}) for n, name in ((2, "bigram"), (3, "trigram"))]
+    return product(chain(*arms), seeds(2))
 '''
 
 
@@ -174,7 +174,9 @@ def test_sweep_then_report(folder, ablax):
     assert {row["arm"] for row in found["arms"]} == {"bigram", "trigram"}
     # An n-gram model has no randomness: its seeds agree, and that must not look certain.
     assert "same for every seed" in said
-    assert (folder / "sweep" / "report.md").is_file()
+    assert [row["changes"] for row in found["arms"] if row["changes"]] == [{"model.order": [2, 3]}]
+    assert "- trigram: model.order 2 -> 3\n" in (folder / "sweep" / "report.md").read_text()
+    assert "model.order 2 -&gt; 3" in (folder / "sweep" / "report.html").read_text()
 
 
 def test_a_failing_cell_makes_the_sweep_exit_with_1(folder, ablax, monkeypatch):

@@ -73,14 +73,9 @@ def _preview(args: argparse.Namespace, config: Any, plan: Any, extend: Any) -> N
 
 
 def _row(arm: dict[str, Any]) -> tuple[Any, ...]:
-    changes = arm["changes"]
-    # The fields of another kind differ too; the kind says it.
-    kinds = [path.removesuffix("kind") for path in changes if path.endswith(".kind")]
-    shown = [
-        f"{path}={value}"
-        for path, value in changes.items()
-        if not any(path.startswith(kind) and path != f"{kind}kind" for kind in kinds)
-    ]
+    from ablax.difference import outermost
+
+    shown = [f"{path}={value}" for path, value in outermost(arm["changes"]).items()]
     known = arm["parameters"] is not None
     return (
         arm["arm"],

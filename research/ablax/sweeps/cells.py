@@ -19,6 +19,8 @@ from ablax.sweeps.plan import ARM, SEED
 
 PLAN_FILE = "sweep.json"
 LONGEST_NAME = 80
+APART = ("seed", "name")
+"""Knobs in which cells of one arm may differ."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablax.sweeps.page import COLUMNS, apart, caption, notes, rows
+from ablax.sweeps.page import COLUMNS, apart, caption, changes, notes, rows
 
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -56,11 +56,12 @@ def html(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
         sections.append(f"<figure>{image}</figure>")
     for heading, lines in (
         ("Not comparable with these", apart(found)),
+        (f"What differs from {found['baseline']}", changes(found)),
         ("What this does not tell", notes(found)),
     ):
         if lines:
             items = "\n".join(f"<li>{escaping.escape(line)}</li>" for line in lines)
-            sections.append(f"<h2>{heading}</h2>\n<ul>\n{items}\n</ul>")
+            sections.append(f"<h2>{escaping.escape(heading)}</h2>\n<ul>\n{items}\n</ul>")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

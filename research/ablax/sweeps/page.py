@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ablax.difference import outermost
 from ablax.history import unit
 from ablax.sweeps.statistics import FEW
 
@@ -54,6 +55,21 @@ def apart(found: Mapping[str, Any]) -> list[str]:
         metrics = ", ".join(f"{unit(name)} {value:.4g}" for name, value in row["metrics"].items())
         cost = f"{row['n']} seeds, {_count(row['parameters'])} parameters, {_seconds(row['seconds'])} s"
         lines.append(f"{row['arm']} ({cost}): {metrics}. Why: {row['reason']}")
+    return lines
+
+
+def changes(found: Mapping[str, Any]) -> list[str]:
+    """What makes an arm another one than the baseline, one line each, and whether their data were the same."""
+    lines = []
+    for row in found["arms"]:
+        if row["changes"] is None:
+            continue
+        knobs = outermost(row["changes"])
+        said = (
+            ", ".join(f"{path} {old} -> {new}" for path, (old, new) in knobs.items()) or "nothing"
+        )
+        data = {True: "; the same batches", False: "; other batches", None: ""}[row["same_batches"]]
+        lines.append(f"{row['arm']}: {said}{data}")
     return lines
 
 
@@ -115,6 +131,13 @@ def markdown(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     lines += [_line(row) for row in rows(found)]
     if other := apart(found):
         lines += ["", "## Not comparable with these", "", *(f"- {line}" for line in other)]
+    if made := changes(found):
+        lines += [
+            "",
+            f"## What differs from {found['baseline']}",
+            "",
+            *(f"- {line}" for line in made),
+        ]
     if said := notes(found):
         lines += ["", "## What this does not tell", "", *(f"- {line}" for line in said)]
     for shown, path in pictures.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 from ablax import inspection
 from ablax.config import RequestError, flatten
-from ablax.sweeps.cells import Cell, cells_of
+from ablax.sweeps.cells import APART, Cell, cells_of
 from ablax.sweeps.launch import resolve_cells
 from ablax.training import session
 from ablax.training.disk import free_bytes, size_of
@@ -21,8 +21,6 @@ COLUMNS = (
     "memory",
     "disk of a cell",
 )
-APART = ("seed", "name")
-"""Knobs in which cells of one arm may differ."""
 
 
 def preview(

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ablax.config import RequestError, suggest
+from ablax.difference import differing, flat
 from ablax.history import unit
 from ablax.run import RunFolder
-from ablax.sweeps.cells import read_plan, read_record
+from ablax.sweeps.cells import APART, read_plan, read_record
 from ablax.sweeps.curves import learning_curves
 from ablax.sweeps.forest import differences
 from ablax.sweeps.formats import html, latex
@@ -76,7 +77,9 @@ def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
     for arm, found in values.items():
         comparison = compared.get(arm)
         same = None if arm == baseline else _same_batches(sweep, plan, arm, values)
-        arms.append({**_row(arm, by_arm[arm], found, comparison), "same_batches": same})
+        changes = None if arm == baseline else _changes(sweep, plan, arm)
+        row = _row(arm, by_arm[arm], found, comparison)
+        arms.append({**row, "same_batches": same, "changes": changes})
     sign = -1 if "accuracy" in metric else 1
     return {
         "experiment": plan["experiment"],
@@ -101,6 +104,18 @@ def _same_batches(
     except RequestError:
         return None
     return all(pair.same for pair in pairs) if pairs else None
+
+
+def _changes(sweep: Path, plan: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
+    """Knob -> (the baseline's value, the arm's) where the runs' configurations differ; None without any."""
+    configs = []
+    for name in (plan["baseline"], arm):
+        folders = [RunFolder(sweep / c["folder"]) for c in plan["cells"] if c["arm"] == name]
+        there = next((folder for folder in folders if folder.exists()), None)
+        if there is None:
+            return None
+        configs.append(flat(there.config()))
+    return {path: pair for path, pair in differing(*configs).items() if path not in APART}
 
 
 def _check_metric(metric: str, by_arm: Mapping[str, Mapping[int, dict]]) -> None:
