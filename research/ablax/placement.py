@@ -46,10 +46,15 @@ def over(mesh: Mesh, weights: Weights) -> Iterator[None]:
         _weights.reset(tokens[1])
 
 
+def parts(letter: str) -> int:
+    """Into how many parts the mesh that the program is traced for splits this axis."""
+    mesh = _mesh.get()
+    return 1 if mesh is None else _size(mesh, letter)
+
+
 def is_split(letter: str) -> bool:
     """Whether the mesh that the program is traced for splits this axis."""
-    mesh = _mesh.get()
-    return mesh is not None and _size(mesh, letter) > 1
+    return parts(letter) > 1
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ablax import placement
 from ablax.config import RequestError
 from ablax.data.corpus import Corpus
 from ablax.models.kernel_choice import Choice, choose, task_of
@@ -143,7 +144,9 @@ def gradients_by(
     @jax.jit
     def found(params: Any, hyper: Mapping[str, Any], rows: Rows) -> dict[str, jax.Array]:
         with over():
-            loss, gradient = jax.value_and_grad(mean)(params, hyper, rows)
+            # Each device that has rows of its own gets all kinds of them, or its kernel would be tested on some only.
+            whole = {name: jnp.tile(x, (placement.parts("B"), 1)) for name, x in rows.items()}
+            loss, gradient = jax.value_and_grad(mean)(params, hyper, whole)
         return {"loss": loss, **leaves_of(gradient)}
 
     return found
