@@ -16,7 +16,7 @@ import jax
 
 from ablax.cluster import COORDINATOR, Cluster
 from ablax.config import RequestError
-from ablax.ranks import Ranks, code_of, connect
+from ablax.ranks import LINGER_SECONDS, Ranks, code_of, connect
 
 START_SECONDS = 300.0
 
@@ -146,8 +146,15 @@ def leave(error: BaseException, code: int) -> None:
     """
     us = ranks()
     if us.several:
-        us.fail(error, for_good=True)
-        us.leave()
+
+        def tell() -> None:
+            us.fail(error, for_good=True)
+            us.leave()
+
+        # Process 0 may have failed in the same moment, and be gone: its store would not answer before JAX's abort.
+        telling = threading.Thread(target=tell, daemon=True)
+        telling.start()
+        telling.join(LINGER_SECONDS + 1)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
