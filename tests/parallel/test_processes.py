@@ -1,5 +1,6 @@
 """Several real processes of one run: they agree, compute what one process computes, and end together."""
 
+import collections
 import json
 import shutil
 import signal
@@ -8,7 +9,12 @@ import time
 import numpy as np
 import pytest
 
+from ablax.commands.flags import resolved
+from ablax.data.corpus import open_corpus
+from ablax.trainer import specials_of
+from ablax.training.ledger import hash_rows
 from ablax.training.recorded import read_ledger
+from ablax.training.session import training_loader
 from parallel.fleet import ends, fleet, write_page
 
 
@@ -85,6 +91,30 @@ def test_eight_devices_in_one_two_and_four_processes(page, tmp_path, axes):
     four = tmp_path / "4x2"
     trained(page, four, 4, 2, "--config.training.steps=3", *flags)
     assert_same(trained(page, four, 2, 4, *flags), one)  # resumed in another shape
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["windows", "packed"])
+def test_a_run_that_travels_reads_every_row_once_per_epoch(page, tmp_path, layout):
+    """Catches: a run that goes on over other devices, or in more processes, at another batch; a row that none reads."""
+    knobs = {"training.batch_size": 64, "training.steps": 10, "data.layout": layout}
+    knobs |= {"evaluation.every": "0", "checkpoint.every": "0"}
+    pmap = "--config.parallel.engine=pmap"
+    travel = [(1, 1), (1, 8), (2, 4), (1, 4, pmap), (1, 1)]
+    for leg, (processes, devices, *flags) in enumerate(travel, 1):
+        given = {**knobs, "training.steps": 2 * leg}
+        flags += [f"--config.{name}={value}" for name, value in given.items()]
+        trained(page, tmp_path / "run", processes, devices, *flags)
+    experiment = resolved(str(page), {name: str(value) for name, value in knobs.items()})
+    loader = training_loader(experiment, open_corpus(experiment.data, specials_of(experiment)))
+    batches = [loader.batch(step) for step in range(10)]
+    expected = [hash_rows(batch, 0).to_bytes(16, "little") for batch in batches]
+    assert list(read_ledger(tmp_path / "run").hashes) == expected
+    rows = loader.rows_per_epoch
+    assert 6 * 64 < rows < 10 * 64  # an epoch that most of the legs have a part of
+    read = np.concatenate([batch["tokens"] for batch in batches])[:rows]
+    whole = [loader.layout[row]["tokens"][:-1] for row in range(rows)]
+    assert collections.Counter(map(bytes, read)) == collections.Counter(map(bytes, whole))
 
 
 def test_a_rank_with_another_configuration_ends_all(page, tmp_path):
