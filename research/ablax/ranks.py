@@ -152,13 +152,17 @@ class Ranks:
         return kind(told) if issubclass(kind, Exception) else RankFailed(told)
 
     def leave(self) -> None:
-        """Process 0 keeps the store until all have seen how the run ended, or for three seconds."""
+        """Process 0 keeps the store until all have seen how the run ended and end themselves, or for three seconds.
+
+        Who has left a run (its heartbeat says so) is not at its end yet, and would be aborted by JAX without the store.
+        """
         deadline = time.monotonic() + LINGER_SECONDS
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.put(f"left/{self.index}", "")
-            while self.first and time.monotonic() < deadline:
-                if len(self.all("left")) == self.count:
-                    return
+            self.put(f"ends/{self.index}", "")
+            ending = False
+            while self.first and time.monotonic() < deadline and not ending:
+                ending = len(self.all("ends")) == self.count
                 time.sleep(0.05)
 
     def agree(self, what: str, items: Mapping[str, Any], seconds: float = AGREE_SECONDS) -> None:
