@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_and_the_receipt_says_so(verified):
     receipt = json.loads((verified / RECEIPT).read_text())
     assert (receipt["verdict"], receipt["first_difference"]) == ("equal", None)
     assert receipt["steps"] == 150
-    assert 60 <= receipt["killed_at_step"] < 150
+    assert 60 <= receipt["killed_at_step"] < 80  # at the asked step, or soon after
     assert 10 <= receipt["resumed_from_step"] <= receipt["killed_at_step"]
     assert receipt["cores"] == sorted(os.sched_getaffinity(0))
     assert receipt["devices"]["platform"] == "cpu"

@@ -1,5 +1,6 @@
 """Verified resume: a run that is killed and goes on, against the same run undisturbed, with a receipt."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,12 +13,14 @@ from typing import Any
 
 from ablax.config import RequestError, digest
 from ablax.run import RunFailed, RunFolder, now, provenance, write_json
-from ablax.training.ledger import FOLDER, RECORD
 from ablax.training.meter import CLOCKED
 from ablax.training.recorded import compare_ledgers, read_ledger
 
 RECEIPT = "verify-resume.json"
 POLL_SECONDS = 0.001
+TAIL_BYTES = 16384
+EVERY = "--config.writers.every"
+"""Records tell how far a run is that is to be killed: one for every step, unless somebody wants it otherwise."""
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 """XLA's flag for GPUs: no atomics in scatters and reductions, no choice of kernels by timing."""
 NOISE = 2.0
@@ -127,7 +130,10 @@ def verify_resume(
 
 def command(arguments: Sequence[str], workdir: Path) -> list[str]:
     """The command line of a training process."""
-    return [sys.executable, "-m", "ablax.cli", "train", *arguments, f"--workdir={workdir}"]
+    words = [*arguments, f"--workdir={workdir}"]
+    if not any(word.startswith(EVERY) for word in words):
+        words.append(f"{EVERY}=1")
+    return [sys.executable, "-m", "ablax.cli", "train", *words]
 
 
 def finish(arguments: Sequence[str], workdir: Path, environment: Mapping[str, str]) -> Outcome:
@@ -151,12 +157,12 @@ def kill(
     """Trains and kills the process with SIGKILL once it is at `step` and has a checkpoint.
 
     Returns:
-      The last step that was begun, and the newest checkpoint.
+      The last step of which there is a record, and the newest checkpoint.
 
     Raises:
       RunFailed: if it ended before.
     """
-    records, killed = workdir / FOLDER / "0.bin", False
+    killed = False
     log = workdir.with_name(f"{workdir.name}.log")
     with log.open("w") as sink:
         process = subprocess.Popen(
@@ -164,8 +170,7 @@ def kill(
         )
         try:
             while process.poll() is None:
-                begun = records.stat().st_size // RECORD.itemsize - 1 if records.exists() else 0
-                if killed := begun >= step and bool(steps_of(workdir)):
+                if killed := last_record(workdir) >= step and bool(steps_of(workdir)):
                     break
                 time.sleep(POLL_SECONDS)
         finally:
@@ -178,7 +183,23 @@ def kill(
             f"the run ended ({process.returncode}) before it could be killed at step {step} with a checkpoint; "
             f"raise training.steps or lower checkpoint.every ({last[:200]})"
         )
-    return records.stat().st_size // RECORD.itemsize - 1, max(steps_of(workdir))
+    return last_record(workdir), max(steps_of(workdir))
+
+
+def last_record(workdir: Path) -> int:
+    """The last step of training that metrics.jsonl tells, from its end; 0 = none."""
+    path = RunFolder(workdir).metrics_file
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            if record["split"] == "train":
+                return int(record["step"])
+    return 0
 
 
 def steps_of(workdir: Path) -> list[int]:
