@@ -23,7 +23,7 @@ SMALLEST_DEVIATION = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """What happens when loss or gradient are not finite, or the loss jumps. Such a step is never applied.
+    """What happens when loss, gradient or rate are not finite, or the loss jumps. Such a step is never applied.
 
     It is repeated from the state before it, and said to be deterministic or transient. Spikes are not looked for by
     default: PaLM (Chowdhery et al. 2022, section 5.1) and OPT (Zhang et al. 2022, section 2.5) went back by hand and
@@ -95,9 +95,8 @@ def judge(
     Mean and variance are exponentially weighted over `window` steps (Finch 2009, section 9), plain ones until then;
     refused losses do not enter, which keeps them robust.
 
-    The parameters after the step are not looked at, for that would double the state in memory. From a finite norm, of
-    which the squares are finite too, and a finite rate the optimizers here make finite ones; what another one spoils,
-    the next step shows, and it is never saved.
+    The parameters after the step are not looked at, for that would double the state in memory. An optimizer that spoils
+    them all the same (by an overflow, say) is found out by the next step, evaluation or save; nothing of it is saved.
 
     Args:
       hyper: the traced knobs.

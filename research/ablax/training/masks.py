@@ -122,7 +122,7 @@ def own_buffers(transformation: optax.GradientTransformation) -> optax.GradientT
 
 def clipping(norm: jax.Array, max_norm: float | None) -> jax.Array:
     """What a gradient is multiplied by so that its global norm is at most `max_norm` (Pascanu et al. 2013, section
-    3.2); a NaN or infinite norm is not hidden.
+    3.2); 1 for a norm that is NaN.
     """
     if max_norm is None:
         return jnp.float32(1)

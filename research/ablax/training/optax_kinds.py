@@ -49,6 +49,10 @@ class Optimizer:
                 continue
             if UNIT_INTERVAL.fullmatch(field.name) and not 0 <= value < 1:
                 raise RequestError(f"{field.name}={value} must lie in [0, 1)")
+            if field.name == "eps" and value == 0 != field.default:
+                raise RequestError(
+                    "eps=0 must be larger: a gradient of zero would be divided by zero"
+                )
             if value < 0 or math.isinf(value):
                 raise RequestError(f"{field.name}={value} must be zero or larger, and finite")
 
