@@ -76,8 +76,10 @@ def swap_steps(folder: Path, rng: random.Random) -> str:
     """The same item, or file, of two checkpoints, or a whole checkpoint with another."""
     one = rng.choice([folder / "3", *sorted((folder / "3").rglob("*"))])
     there = folder / rng.choice("12") / one.relative_to(folder / "3")
-    if not there.exists():  # the names of the arrays' files are random: the file of the same rank
-        there = sorted(there.parent.iterdir())[sorted(one.parent.iterdir()).index(one)]
+    if not there.exists():
+        # The names of the arrays' files are random, and now and then their number: one of like rank.
+        others = sorted(there.parent.iterdir())
+        there = others[min(sorted(one.parent.iterdir()).index(one), len(others) - 1)]
     return exchange(folder, one, there)
 
 
