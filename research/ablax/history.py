@@ -39,6 +39,11 @@ def unit(metric: str) -> str:
     return UNITS.get(metric, metric.replace("_", " "))
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether a larger value of a metric is the better one."""
+    return "accuracy" in metric
+
+
 def curve(
     records: Iterable[dict[str, Any]], split: str, metrics: Sequence[str] = LOSSES
 ) -> Curve | None:

@@ -39,7 +39,8 @@ FOUND = {
     "baseline": "base",
     "arms": [
         arm("wide & 50 % <b>", -0.5, (-0.6, -0.4), p_holm=0.01, effect=-3.0, correlation=0.9),
-        arm("lucky_one", -0.1, (-0.3, 0.1), p_holm=0.4, effect=-0.5),
+        arm("lucky_one $x_{$", -0.1, (-0.3, 0.1), p_holm=0.4, effect=-0.5),
+        arm("even", 0.0, (-0.5, 0.5), p_holm=1.0, effect=0.0, seeds_needed=None),
         arm("alone", 0.2, None, why="one seed\nand no more"),
         arm("base", None, None),
     ],
@@ -97,7 +98,7 @@ def test_latex_escapes_what_is_its_own():
     )
     assert row.count(" & ") == len(rows(FOUND)[0]) - 1
     assert row.endswith(r" \\")
-    assert any(r"lucky\_one" in line for line in lines)
+    assert any(r"lucky\_one \$x\_\{\$" in line for line in lines)
     after = lines[lines.index(r"\end{table}") + 1 :]
     assert after
     assert all(line.startswith("% ") for line in after)
@@ -111,8 +112,8 @@ def test_intervals_that_hold_zero_are_grey(tmp_path):
         pixels = matplotlib.image.imread(tmp_path / "one.png")[..., :3]
         return bool((np.ptp(pixels, axis=-1) > 0.3).any())
 
-    assert [coloured(row) for row in FOUND["arms"][:3]] == [True, False, False]
-    assert not differences({**FOUND, "arms": FOUND["arms"][3:]}, tmp_path / "none.png")
+    assert [coloured(row) for row in FOUND["arms"][:4]] == [True, False, False, False]
+    assert not differences({**FOUND, "arms": FOUND["arms"][4:]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
 
 

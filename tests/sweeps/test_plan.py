@@ -105,6 +105,11 @@ def test_senseless_fractions_are_refused(fraction):
         fraction_of(3, fraction)
 
 
+def test_a_plan_that_fills_the_memory_is_refused():
+    with pytest.raises(RequestError, match=r"30 parts has 2\^30 runs"):
+        fraction_of(30, 1)
+
+
 def test_a_fraction_that_confounds_main_effects_is_refused():
     with pytest.raises(RequestError, match="confounds two main effects"):
         fraction_of(4, 1 / 4)

@@ -8,7 +8,9 @@ import pytest
 from ablax import cli
 from ablax.config import RequestError
 from ablax.experiment import base
+from ablax.run import write_json
 from ablax.sweeps import preview as module
+from ablax.sweeps.cells import cells_of, record_path
 from ablax.sweeps.plan import chain, named, product, seeds
 from ablax.sweeps.preview import preview
 
@@ -75,10 +77,20 @@ def test_costs_follow_what_differs(found):
     assert arms["base"]["disk_bytes"] > 12 * arms["base"]["parameters"]
 
 
-def test_a_sweep_that_does_not_fit_is_refused(config, tmp_path, monkeypatch):
+def test_a_sweep_that_does_not_fit_is_refused(config, tmp_path, monkeypatch, capsys):
+    """Behind the table, which tells which arm is large. Catches: room asked for cells that are finished."""
+    page = "experiments/quickstart.py:tiny"
     monkeypatch.setattr(module, "free_bytes", lambda folder: 10_000)
-    with pytest.raises(RequestError, match=r"checkpoints of 15 cells may take .* 10,000 are free"):
-        preview(config, PLAN, tmp_path / "sweep")
+    code = cli.main(["sweep", f"--config={page}", f"--workdir={tmp_path / 'a'}", "--dry_run"])
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "decoder" in said
+    assert "10,000 are free; lower checkpoint.keep" in said.splitlines()[-1]
+    assert not preview(config, PLAN, tmp_path)["fits"]
+    for cell in cells_of(PLAN):
+        write_json(record_path(tmp_path, cell.folder), {"status": "finished"})
+    done = preview(config, PLAN, tmp_path)
+    assert (done["disk_bytes"], done["fits"]) == (0, True)
 
 
 def test_a_refused_arm_is_named(config, tmp_path):

@@ -54,11 +54,14 @@ def test_unpaired_or_broken_comparisons_are_refused(baseline, arm, message):
     assert message in str(found.why)
 
 
-def test_differences_that_never_vary_get_no_interval():
-    """Catches: an interval of width zero, which would look certain."""
-    found = paired({0: 1.0, 1: 1.0, 2: 1.0}, {0: 2.0, 1: 2.0, 2: 2.0})
-    assert found.difference == 1.0
-    assert found.interval is None
+@pytest.mark.parametrize(
+    ("one", "other", "n"), [(1.0, 2.0, 3), (3.3704, 1.8725, 3), (1.0745, 3.3347, 6)]
+)
+def test_differences_that_never_vary_get_no_interval(one, other, n):
+    """Catches: an interval of width zero, or of a rounding error, which would look certain."""
+    found = paired(dict.fromkeys(range(n), one), dict.fromkeys(range(n), other))
+    assert found.difference == pytest.approx(other - one)
+    assert found.interval is found.p is None
     assert "same for every seed" in str(found.why)
 
 
@@ -74,6 +77,9 @@ def test_p_and_effect_are_the_textbook_ones():
     assert paired({0: 1.0, 1: 2.0, 2: 4.0}, {0: 2.0, 1: 4.0, 2: 8.0}).correlation == pytest.approx(
         1
     )
+
+    assert paired(dict.fromkeys(range(6), 2.3), dict(enumerate(np.arange(6.0)))).correlation is None
+    assert paired({0: 1.0, 1: 2.0}, {0: 1.5, 1: 2.6}).effect is None  # of two pairs there is none
 
 
 def test_holm_counts_every_arm_of_the_plan():
@@ -147,7 +153,7 @@ def swift(monkeypatch):
 
 def simulated(rng, noise, seeds, effect=0.0):
     """The comparisons of one sweep of three arms that share a part of their noise over seeds."""
-    values = 0.5 * rng.standard_normal(seeds) + NOISES[noise](rng, (3, seeds))
+    values = 100 + 0.5 * rng.standard_normal(seeds) + NOISES[noise](rng, (3, seeds))
     values[1:] += effect
     return compare({f"arm {i}": dict(enumerate(row)) for i, row in enumerate(values)}, "arm 0")
 
@@ -159,12 +165,9 @@ def calibrated(noise, seeds, sweeps):
         any(one.p_holm is not None and one.p_holm <= 0.05 for one in found.values())
         for found in (simulated(rng, noise, seeds) for _ in range(sweeps))
     )
-    intervals = [
-        one.interval
-        for _ in range(sweeps)
-        for one in simulated(rng, noise, seeds, effect=0.7).values()
-        if one.interval
-    ]
+    found = [simulated(rng, noise, seeds, effect=0.7) for _ in range(sweeps)]
+    intervals = [one.interval for sweep in found for one in sweep.values()]
+    assert None not in intervals
     held = sum(low <= 0.7 <= high for low, high in intervals)
     return alarms / sweeps, held / len(intervals)
 
@@ -207,6 +210,18 @@ def test_seeds_that_diverge_are_noticed(seeds):
             )
     assert len(noticed) > 50
     assert np.mean(noticed) >= 0.9
+
+
+@pytest.mark.parametrize("deviations", [(0.01, 0.01), (0, 0.01), (0.002, 0.12)])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_seeds_that_vary_as_seeds_do_have_not_diverged(seeds, deviations):
+    """Also two arms of which one varies sixty times as much. Catches: a smallest distance taken for the usual one."""
+    rng = np.random.default_rng(seeds)
+    values = 2 + np.array(deviations)[:, None] * rng.standard_normal((400, 2, seeds))
+    refused = [
+        bool(diverged({"a": dict(enumerate(a)), "b": dict(enumerate(b))})) for a, b in values
+    ]
+    assert np.mean(refused) <= 0.005
 
 
 def test_skewed_differences_are_noticed():

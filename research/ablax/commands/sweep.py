@@ -5,6 +5,7 @@ from typing import Any
 
 from ablax.commands import flags, output
 from ablax.commands.output import DONE, FAILED, say
+from ablax.config import RequestError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,6 +71,11 @@ def _preview(args: argparse.Namespace, config: Any, plan: Any, extend: Any) -> N
         f"{output.size(found['disk_bytes'])}, {output.size(found['free_bytes'])} are free"
     )
     output.table(args.config, COLUMNS, rows, [total])
+    if not found["fits"]:
+        raise RequestError(
+            f"{args.workdir}: checkpoints may take {found['disk_bytes']:,} bytes and {found['free_bytes']:,} are free; "
+            "lower checkpoint.keep, or choose a --workdir on another disk"
+        )
 
 
 def _row(arm: dict[str, Any]) -> tuple[Any, ...]:

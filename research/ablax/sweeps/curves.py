@@ -58,6 +58,7 @@ def learning_curves(sweep: Path | str, out_path: Path | str, apart: Iterable[str
     Returns:
       Whether there was anything to draw; if not, nothing is written.
     """
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -68,9 +69,11 @@ def learning_curves(sweep: Path | str, out_path: Path | str, apart: Iterable[str
     colors = {arm: COLORS[index % len(COLORS)] for index, arm in enumerate(plan["arms"])}
     figure = Figure(figsize=(6.4 * len(shown), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, panel in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
-        _draw(axes, panel, colors)
-    figure.savefig(out_path, dpi=150)
+    # Names of arms are no formulas.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        for axes, panel in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
+            _draw(axes, panel, colors)
+        figure.savefig(out_path, dpi=150)
     return True
 
 

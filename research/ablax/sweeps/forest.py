@@ -1,9 +1,10 @@
 """The differences of a report as a picture: one line an arm, with its interval."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablax.history import higher_is_better
 from ablax.sweeps.statistics import CONFIDENCE
 
 ACCENT, MUTED = "#0072B2", "#777777"
@@ -21,6 +22,7 @@ def differences(found: Mapping[str, Any], out_path: Path | str) -> bool:
     Returns:
       Whether there was anything to draw; if not, nothing is written.
     """
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -29,22 +31,27 @@ def differences(found: Mapping[str, Any], out_path: Path | str) -> bool:
         return False
     figure = Figure(figsize=(6.4, 1.2 + 0.45 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    # Names of arms are no formulas.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        _draw(figure.subplots(), rows, found)
+        figure.savefig(out_path, dpi=150)
+    return True
+
+
+def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
     for place, row in enumerate(rows):
-        _draw(axes, place, row)
+        _interval(axes, place, row)
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    better = "right" if "accuracy" in found["metric"] else "left"
+    better = "right" if higher_is_better(found["metric"]) else "left"
     axes.set_xlabel(
         f"{found['unit']}: difference from {found['baseline']}, {CONFIDENCE:.0%} interval; better to the {better}"
     )
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(out_path, dpi=150)
-    return True
 
 
-def _draw(axes: Any, place: int, row: Mapping[str, Any]) -> None:
+def _interval(axes: Any, place: int, row: Mapping[str, Any]) -> None:
     if row["interval"] is None:
         axes.plot(row["difference"], place, marker="x", color=MUTED)
         return

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 
 from ablax.config import RequestError
 
+MOST_RUNS = 4096
 MOST_FACTORS = 10
 """Beyond it the search for the best fraction takes minutes; so many parts are rather left out one by one."""
 
@@ -27,6 +28,10 @@ def fraction_of(factors: int, fraction: float) -> Bool[np.ndarray, "runs factors
     if halvings < 0 or halvings != int(halvings) or halvings >= factors:
         raise RequestError(
             f"fraction={fraction:g} of {factors} parts is none; give 1, 1/2, 1/4, ... of at least two runs"
+        )
+    if factors - halvings > math.log2(MOST_RUNS):
+        raise RequestError(
+            f"a factorial plan of {factors} parts has 2^{factors - int(halvings)} runs; use a fraction or leave_one_out"
         )
     if halvings and factors > MOST_FACTORS:
         raise RequestError(

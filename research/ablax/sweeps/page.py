@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ablax.difference import outermost
-from ablax.history import unit
+from ablax.history import higher_is_better, unit
 from ablax.sweeps.statistics import FEW
 
 COLUMNS = (
@@ -86,7 +86,7 @@ def notes(found: Mapping[str, Any]) -> list[str]:
     if told and min(row["n"] for row in told) < FEW:
         lines.append(
             "Intervals and p hold for noise that is symmetric, and so few seeds do not show whether it is: where one "
-            "arm has log-normal noise, such intervals were seen to hold the truth in 77 to 88 % of sweeps"
+            "arm has log-normal noise, such intervals were seen to hold the truth in 81 to 87 % of sweeps"
         )
     lines += [
         f"{row['arm']}: it did not see the batches of {found['baseline']} (ablax ledger --compare says where they part)"
@@ -100,10 +100,9 @@ def notes(found: Mapping[str, Any]) -> list[str]:
 
 
 def _power(row: Mapping[str, Any]) -> str:
-    line = (
-        f"{row['arm']}: {row['n']} seeds show a true difference of {row['detectable']:.2g} with a chance of 80 %; "
-        f"for one of {abs(row['difference']):.2g} it takes {row['seeds_needed']:,}"
-    )
+    line = f"{row['arm']}: {row['n']} seeds show a true difference of {row['detectable']:.2g} with a chance of 80 %"
+    if row["seeds_needed"] is not None:
+        line += f"; for one of {abs(row['difference']):.2g} it takes {row['seeds_needed']:,}"
     if row["correlation"] is None:
         return line
     return f"{line}; over seeds the arm moves with the baseline by r = {row['correlation']:+.2f}"
@@ -111,7 +110,7 @@ def _power(row: Mapping[str, Any]) -> str:
 
 def caption(found: Mapping[str, Any]) -> str:
     """What the table shows."""
-    better = "higher" if "accuracy" in found["metric"] else "lower"
+    better = "higher" if higher_is_better(found["metric"]) else "lower"
     same = [row["same_batches"] for row in found["arms"] if row["arm"] != found["baseline"]]
     return (
         f"{found['unit']} on validation ({better} is better); difference from {found['baseline']}, "

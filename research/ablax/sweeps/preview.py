@@ -6,7 +6,8 @@ from typing import Any
 
 from ablax import inspection
 from ablax.config import RequestError, flatten
-from ablax.sweeps.cells import APART, Cell, cells_of
+from ablax.difference import differing
+from ablax.sweeps.cells import APART, Cell, cells_of, read_record
 from ablax.sweeps.launch import resolve_cells
 from ablax.training import session
 from ablax.training.disk import free_bytes, size_of
@@ -18,7 +19,7 @@ COLUMNS = (
     "differs in",
     "parameters",
     "FLOPs of a cell",
-    "memory",
+    "memory, one device",
     "disk of a cell",
 )
 
@@ -36,11 +37,12 @@ def preview(
     Returns:
       `arms`: one dict per arm, the baseline first, with `arm`, `seeds`, `changes` (knob -> value where it differs from
       the baseline's), `parameters`, `tokens` and `flops` (of matrix products in training) of one cell, `memory_bytes`
-      of one device, `disk_bytes` of one cell's checkpoints at most. What a model that is fitted to counts has not is
-      None. `cells`, `flops` and `disk_bytes`: of the whole sweep; `free_bytes` at `workdir`.
+      on one device that holds everything, by the reference attention, `disk_bytes` of one cell's checkpoints at most.
+      What a model that is fitted to counts has not is None. `cells`, `flops`: of the whole sweep; `disk_bytes`: of what
+      is not finished in `workdir`; `free_bytes` there; `fits`.
 
     Raises:
-      RequestError: if the plan or an arm is refused, or the sweep does not fit on the disk.
+      RequestError: if the plan or an arm is refused.
     """
     cells = cells_of(plan)
     resolved = resolve_cells(config, cells, extend)
@@ -64,24 +66,24 @@ def preview(
             raise RequestError(f"arm {arm!r}: {error}") from None
         mine = flatten(experiment)
         changes = {
-            path: mine.get(path)
-            for path in (*baseline, *(path for path in mine if path not in baseline))
-            if mine.get(path) != baseline.get(path) and path not in APART
+            path: new for path, (_, new) in differing(baseline, mine).items() if path not in APART
         }
         arms.append({"arm": arm, "seeds": [cell.seed for cell in own], "changes": changes, **cost})
-    disk = _total(arms, "disk_bytes")
-    free = free_bytes(Path(workdir))
-    if disk > free:
-        raise RequestError(
-            f"{workdir}: the checkpoints of {len(cells)} cells may take {disk:,} bytes and {free:,} are free; "
-            "lower checkpoint.keep, or choose a --workdir on another disk"
-        )
+    per_arm = {arm["arm"]: arm["disk_bytes"] or 0 for arm in arms}
+    sweep = Path(workdir)
+    disk = sum(
+        per_arm[cell.arm]
+        for cell in cells
+        if read_record(sweep, cell.folder)["status"] != "finished"
+    )
+    free = free_bytes(sweep)
     return {
         "arms": arms,
         "cells": len(cells),
-        "flops": _total(arms, "flops"),
+        "flops": sum((arm["flops"] or 0) * len(arm["seeds"]) for arm in arms),
         "disk_bytes": disk,
         "free_bytes": free,
+        "fits": disk <= free,
     }
 
 
@@ -106,7 +108,3 @@ def _cost(experiment: Any, corpus: Any) -> dict[str, Any]:
         "memory_bytes": found["memory"]["total"],
         "disk_bytes": checkpoints * size_of(without_hyper(state)),
     }
-
-
-def _total(arms: Sequence[Mapping[str, Any]], name: str) -> Any:
-    return sum((arm[name] or 0) * len(arm["seeds"]) for arm in arms)

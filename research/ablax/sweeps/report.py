@@ -7,7 +7,7 @@ from typing import Any
 
 from ablax.config import RequestError, suggest
 from ablax.difference import differing, flat
-from ablax.history import unit
+from ablax.history import higher_is_better, unit
 from ablax.run import RunFolder
 from ablax.sweeps.cells import APART, read_plan, read_record
 from ablax.sweeps.curves import learning_curves
@@ -80,7 +80,7 @@ def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
         changes = None if arm == baseline else _changes(sweep, plan, arm)
         row = _row(arm, by_arm[arm], found, comparison)
         arms.append({**row, "same_batches": same, "changes": changes})
-    sign = -1 if "accuracy" in metric else 1
+    sign = -1 if higher_is_better(metric) else 1
     return {
         "experiment": plan["experiment"],
         "metric": metric,

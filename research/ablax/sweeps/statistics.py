@@ -17,8 +17,9 @@ FEW = 20
 """Pairs of seeds under which a skew of their differences often goes unseen."""
 SKEWED = 0.05
 """Level of the test for such a skew (D'Agostino 1970; `scipy.stats.skewtest`, which needs 8 pairs)."""
-DIVERGED = 100.0
-"""How many times as far from its arm's median as seeds usually are a seed has to lie to have diverged."""
+DIVERGED = 100.0, 0.25
+"""A seed has diverged if it lies this many times as far from its arm's median as seeds usually do, and by this share of
+the median."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Comparison:
       p: of the two-sided paired t test, or None.
       p_holm: the same, adjusted for all comparisons of the family (Holm 1979), or None.
       effect: the mean difference in standard deviations of the differences, unbiased for few pairs (Hedges 1981), or
-        None.
+        None; two pairs have none.
       correlation: of the two arms' values over the seeds, or None: what pairing has removed.
       detectable: the smallest true difference that so many seeds show with a chance of 80 %, or None.
       warning: why the interval covers the truth less often than it says, or None.
@@ -105,7 +106,7 @@ def paired(
             n, mean, why="one seed: nothing tells how much the difference varies; run at least 3"
         )
     sd = float(differences.std(ddof=1))
-    if sd == 0:
+    if np.ptp(differences) == 0:  # of equal numbers the deviation need not be exactly 0
         return Comparison(n, mean, sd, why="the difference is the same for every seed: no interval")
     test: Any = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(confidence)
@@ -115,7 +116,7 @@ def paired(
         sd,
         (float(low), float(high)),
         p=float(test.pvalue),
-        effect=mean / sd * (1 - 3 / (4 * n - 5)),
+        effect=mean / sd * (1 - 3 / (4 * n - 5)) if n > 2 else None,
         correlation=_correlation(ours, theirs),
         detectable=sd * _detectable_effect(n, 1 - confidence),
         warning=_skew(differences),
@@ -175,7 +176,9 @@ def diverged(values: Mapping[str, Mapping[int, float]]) -> dict[str, str]:
     scale = float(np.quantile(usual, 0.25, method="lower")) if usual else 0.0
     found = {}
     for arm, own in distances.items():
-        far = sorted(seed for seed, distance in own.items() if distance > DIVERGED * scale > 0)
+        middle = abs(float(np.median(list(values[arm].values()))))
+        bound = max(DIVERGED[0] * scale, DIVERGED[1] * middle)
+        far = sorted(seed for seed, distance in own.items() if distance > bound and scale > 0)
         if far:
             others = f"the others (distance {max(own.values()):.2g}, where {scale:.1g} is usual)"
             found[arm] = f"seed {_list(far)} diverged from {others}"
@@ -222,7 +225,7 @@ def _skew(differences: np.ndarray) -> str | None:
 
 
 def _correlation(ours: np.ndarray, theirs: np.ndarray) -> float | None:
-    if len(ours) < 3 or ours.std() == 0 or theirs.std() == 0:
+    if len(ours) < 3 or np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return None
     return float(np.corrcoef(ours, theirs)[0, 1])
 
