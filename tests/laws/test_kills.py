@@ -157,5 +157,5 @@ def test_kill_matrix(train, undisturbed, tmp_path, family, name, seed):
     """Every signal in every phase, in a seeded order."""
     moments = random.Random(f"{family} {name} {seed}").sample(MOMENTS, len(MOMENTS))
     kills = [(name, moment) for moment in moments]
-    inside = survive(train, undisturbed, tmp_path, f"{family}-60", kills, seed)
+    inside = survive(train, undisturbed, tmp_path, f"{family}-90", kills, seed)
     assert inside >= (2 if name == "SIGKILL" else 0)

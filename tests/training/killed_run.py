@@ -74,7 +74,7 @@ class Killer(threading.Thread):
         self.workdir, self.number, self.moment = workdir, number, moment
         self.rng = random.Random(f"{moment} {seed}")
         self.left = 0 if moment == "compile" else self.rng.randrange(2)
-        self.phase = Phase("start", 0, 0.0)
+        self.phase = self.looked_at = Phase("start", 0, 0.0)
         self.running, self.loader = None, None
 
     def run(self) -> None:
@@ -93,7 +93,8 @@ class Killer(threading.Thread):
 
     def here(self):
         """What tells this occasion of the moment from others; None outside it."""
-        phase = self.phase
+        # The run goes on while it is looked at, and may be in the next phase when the mark is written.
+        phase = self.looked_at = self.phase
         unfinished = self.unfinished()
         inside = {
             "compile": phase.name == "compile",
@@ -121,7 +122,7 @@ class Killer(threading.Thread):
 
     def kill(self) -> None:
         """Leaves the mark and sends the signal."""
-        mark = {"moment": self.moment, "phase": self.phase.name, "step": self.phase.step}
+        mark = {"moment": self.moment, "phase": self.looked_at.name, "step": self.looked_at.step}
         mark |= {"unfinished": self.unfinished()}
         with open(os.path.join(self.workdir, "mark.json"), "w") as file:
             json.dump(mark, file)
