@@ -19,7 +19,8 @@ def diff(one: str | Path, other: str | Path) -> dict[str, Any]:
     Returns:
       `runs`: both folders. `knobs`, `code`, `versions`, `machine`, `data`: name -> (value in the first, in the second),
       where they differ, None for what one has not; code, versions and machine are those of the last start.
-      `batches`: whether all were the same by the ledgers, the step at which they part, or why that cannot be told.
+      `batches`: whether all were the same by the ledgers (None if that cannot be told), the step at which they part,
+      and `said`, the same in words.
       `results`: metric -> (first, second) of the last evaluations, and what
       else of them differs. `related`: how the one descends from the other, or
       None.
@@ -82,8 +83,10 @@ def _batches(first: RunFolder, second: RunFolder) -> dict[str, Any]:
     try:
         found = compare_ledgers(first.path, second.path)
     except RequestError as error:
-        return {"same": None, "why": str(error)}
-    return {"same": found.same, "steps": found.steps, "parts_at": found.parts_at}
+        said = f"whether they saw the same batches cannot be told: {error}"
+        return {"same": None, "steps": None, "parts_at": None, "said": said}
+    told = {"same": found.same, "steps": found.steps, "parts_at": found.parts_at}
+    return {**told, "said": str(found)}
 
 
 def _results(first: RunFolder, second: RunFolder) -> dict[str, tuple[Any, Any]]:

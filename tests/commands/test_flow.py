@@ -132,8 +132,9 @@ def test_fork_goes_on_from_its_parent(folder, trained, ablax):
     assert code == 0
     assert shown["knobs"] == {"training.steps": [6, 8]}
     assert shown["data"] == shown["code"] == shown["versions"] == {}
-    assert shown["batches"] == {"same": False, "steps": [6, 8], "parts_at": 7}
-    assert "the same first 6 batches" in told
+    words = "the same first 6 batches; then only one goes on"
+    assert shown["batches"] == {"same": False, "steps": [6, 8], "parts_at": 7, "said": words}
+    assert words in told
     assert shown["related"] == f"{child} goes on from step 6 of {trained}"
     first, second = shown["results"]["bits_per_byte"]
     assert 0 < second < first

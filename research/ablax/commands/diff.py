@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
         for what in ("knobs", "code", "versions", "machine", "data", "results")
         for name, pair in found[what].items()
     ]
-    notes = [_batches(found["batches"]), *([found["related"]] if found["related"] else [])]
+    notes = [found["batches"]["said"], *([found["related"]] if found["related"] else [])]
     title = f"{found['runs'][0]} against {found['runs'][1]}"
     output.table(title, ("what", "name", "first", "second"), rows, notes)
 
@@ -32,13 +32,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, str) and len(value) > 20 and not value.strip("0123456789abcdef"):
         return value[:12]
     return "-" if value is None else output.number(value)
-
-
-def _batches(found: dict[str, Any]) -> str:
-    if found["same"] is None:
-        return f"whether they saw the same batches cannot be told: {found['why']}"
-    if found["same"]:
-        return f"they saw the same {found['steps'][0]} batches"
-    if found["parts_at"] > min(found["steps"]):
-        return f"they saw the same first {min(found['steps'])} batches; then only one goes on"
-    return f"their batches part at step {found['parts_at']}"

@@ -37,12 +37,7 @@ def run(args: argparse.Namespace) -> int:
             raise RequestError("--step belongs to --workdir; leave it out of a comparison")
         found = compare_ledgers(*args.compare)
         output.emit(found)
-        if found.same:
-            output.say(f"the same {found.steps[0]} batches")
-        elif found.parts_at is not None and found.parts_at > min(found.steps):
-            output.say(f"the same first {min(found.steps)} batches; then only one goes on")
-        else:
-            output.say(f"the batches part at step {found.parts_at}")
+        output.say(str(found))
         return DONE if found.same else FAILED
     ledger = read_ledger(args.workdir)
     shown = {"steps": len(ledger), "digest": ledger.digest()}

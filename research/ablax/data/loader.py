@@ -78,8 +78,8 @@ class Loader:
         self.local_batch_size = global_batch_size // process_count
         self.first_row = process_index * self.local_batch_size
         order: Any = order.repeat()
-        # Kept until the step is made, when the ledger asks which documents its rows are of: a shuffled number costs as
-        # much as a short row.
+        # Kept until the ledger asks which documents a step's rows are of, some batches later: a shuffled number costs
+        # as much as a short row. Forgotten ones are computed again.
         self._number = functools.lru_cache(2**14)(order.__getitem__)
         self._batches = _Batches(
             order, self._batch, self.first_row, self.local_batch_size, global_batch_size

@@ -1,12 +1,13 @@
 """What a sweep says: a table of arms with seed-paired differences from the baseline, and a page with the picture."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ablax.config import RequestError, suggest
-from ablax.difference import differing, flat
+from ablax.difference import SIZES, differing, flat
 from ablax.history import higher_is_better, unit
 from ablax.run import RunFolder
 from ablax.sweeps.cells import APART, read_plan, read_record
@@ -134,7 +135,7 @@ def _metrics(run: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: value
         for name, value in run["metrics"].items()
-        if isinstance(value, float) and name not in ("documents", "tokens", "bytes")
+        if isinstance(value, float) and name not in SIZES
     }
 
 
@@ -186,20 +187,10 @@ def _row(
     found = summary(values)
     against = comparison or Comparison(found.n, None)
     return {
+        **dataclasses.asdict(against),
         "arm": arm,
-        "n": found.n,
-        "mean": found.mean,
-        "sd": found.sd,
-        "difference": against.difference,
-        "interval": against.interval,
-        "p": against.p,
-        "p_holm": against.p_holm,
-        "effect": against.effect,
-        "correlation": against.correlation,
-        "detectable": against.detectable,
+        **dataclasses.asdict(found),
         "seeds_needed": _seeds_needed(against),
-        "warning": against.warning,
-        "why": against.why,
         **_costs(runs),
         "values": dict(sorted(values.items())),
     }

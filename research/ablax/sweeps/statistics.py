@@ -1,5 +1,6 @@
 """Means, and differences between arms that are paired by seed."""
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -192,17 +193,12 @@ def seeds_needed(difference: float, sd: float, confidence: float = CONFIDENCE) -
       difference: not 0.
       sd: standard deviation of the paired differences.
     """
-    effect = abs(difference) / sd
-    count = 2
-    while _power(effect, count, 1 - confidence) < POWER:
-        count *= 2
-    low = count // 2
-    while count - low > 1:
-        middle = (low + count) // 2
-        low, count = (
-            (low, middle) if _power(effect, middle, 1 - confidence) >= POWER else (middle, count)
-        )
-    return count
+    effect, most = abs(difference) / sd, 2
+    # statsmodels' solver finds nothing where three pairs are enough.
+    power = functools.partial(_power, effect, alpha=1 - confidence)
+    while power(most) < POWER:
+        most *= 2
+    return bisect.bisect_left(range(most + 1), POWER, lo=most // 2, key=power)
 
 
 def _power(effect: float, n: int, alpha: float) -> float:

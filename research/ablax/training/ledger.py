@@ -24,7 +24,7 @@ FOLDER, DOCUMENTS = "ledger", "documents.bin"
 HASH_BYTES = 16
 RECORD = np.dtype([("hash", "V16"), ("rows", "<u4"), ("batch_size", "<u4"), ("documents", "<u8")])
 AT_ONCE = 64, 2**20
-"""Steps, and bytes of their rows, that are recorded at once at most: a quarter of the time of one after the other."""
+"""Steps, and bytes of their rows, that are recorded in one go: see `meter.AT_ONCE`."""
 HEADER = b"ablax ledger 1".ljust(RECORD.itemsize, b"\0")
 
 
@@ -90,10 +90,8 @@ class Ledger:
         What was recorded of it and of later ones, by a run that was killed, is dropped.
         """
         self._waiting.append((step, self._batch_of(step), batch))
-        steps, size = AT_ONCE
-        if len(self._waiting) * sum(rows.nbytes for rows in batch.values()) >= size:
-            steps = 0
-        if len(self._waiting) >= steps:
+        count, (steps, size) = len(self._waiting), AT_ONCE
+        if count >= steps or count * sum(rows.nbytes for rows in batch.values()) >= size:
             self.flush()
 
     def flush(self) -> None:

@@ -13,12 +13,11 @@ CLOCKED = ("tokens_per_second", "tokens_per_second_per_device", "model_flops_per
 
 
 AT_ONCE = 16
+"""Steps that are fetched in one go: one after the other the host would do it with caches that the step has filled."""
 
 
 class Meter:
     """Adds up what the steps report between two records.
-
-    Steps are fetched and added several at once, which costs the host, and so a CPU that is the device too, a third.
 
     Args:
       speed: what one step is.

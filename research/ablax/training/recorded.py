@@ -113,6 +113,13 @@ class Comparison:
     parts_at: int | None
     digests: tuple[str, str]
 
+    def __str__(self) -> str:
+        if self.same:
+            return f"the same {self.steps[0]} batches"
+        if self.parts_at is not None and self.parts_at > min(self.steps):
+            return f"the same first {min(self.steps)} batches; then only one goes on"
+        return f"the batches part at step {self.parts_at}"
+
 
 def compare_ledgers(one: Path | str, other: Path | str) -> Comparison:
     """Compares the batches of two runs.

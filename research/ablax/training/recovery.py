@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ablax.run import RunFailed, RunFolder
 from ablax.training.guard import GuardConfig, released, why_refused
@@ -70,11 +69,6 @@ def first_not_finite(tree: Any) -> str | None:
     return None
 
 
-def fetched(metrics: Any) -> Any:
-    """Metrics on the host, at a seventh of what device_get costs here."""
-    return jax.tree.map(np.asarray, metrics)
-
-
 @jax.jit
 def _finite(leaves: Sequence[jax.Array]) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])
@@ -129,14 +123,13 @@ class Recovery:
           engine: `step(state, batch) -> (state, metrics)`.
 
         Returns:
-          The state after the step, and its metrics on the host; None for them if the step is left out.
+          The state after the step, and its metrics; None for them if the step is left out.
 
         Raises:
           Diverged, Rewind: see `decide`.
         """
         where = first_not_finite(without_hyper(state))
         state, metrics = engine.step(released(state), next(batches(refused.step - 1)))
-        metrics = fetched(metrics)
         again = why_refused(metrics) is not None
         why = f"{where} is not finite" if where else refused.why
         self.decide(refused.step, why, again, poisoned=where is not None)
