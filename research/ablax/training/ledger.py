@@ -24,7 +24,8 @@ FOLDER, DOCUMENTS = "ledger", "documents.bin"
 HASH_BYTES = 16
 RECORD = np.dtype([("hash", "V16"), ("rows", "<u4"), ("batch_size", "<u4"), ("documents", "<u8")])
 AT_ONCE = 64, 2**20
-"""Steps, and bytes of their rows, that are recorded in one go: see `meter.AT_ONCE`."""
+"""Steps, and bytes of their rows, that are recorded in one go: one after the other it takes four times as long, in
+caches that a step has filled (docs/LOG.md)."""
 HEADER = b"ablax ledger 1".ljust(RECORD.itemsize, b"\0")
 
 

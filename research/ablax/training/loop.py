@@ -102,7 +102,7 @@ class Loop:
             self.phases.enter("compile" if first else "step", done)
             with self.stop.breakable(first):
                 self.state, metrics = self.engine.step(self.state, batch)
-            # Waited for one step late: the device works on this step while the host reads the one before, and there
+            # Fetched one step late: the device works on this step while the host reads the one before, and there
             # are never more than two programs in flight.
             if pending:
                 self.settle(*pending)
@@ -149,7 +149,7 @@ class Loop:
         return Preempted(f"{reason}: {where}; run the same command to go on")
 
     def settle(self, done: int, metrics: Any) -> None:
-        """Waits for a step, and writes a record when one is due; raises Refused if it was not applied."""
+        """Fetches a step's metrics, and writes a record when one is due; raises Refused if it was not applied."""
         if why := why_refused(metrics):
             raise Refused(done, why)
         self.count(done, metrics)

@@ -12,10 +12,6 @@ CLOCKED = ("tokens_per_second", "tokens_per_second_per_device", "model_flops_per
 """What a record says of the machine's speed: it differs between two runs that are the same."""
 
 
-AT_ONCE = 16
-"""Steps that are fetched in one go: one after the other the host would do it with caches that the step has filled."""
-
-
 class Meter:
     """Adds up what the steps report between two records.
 
@@ -25,37 +21,28 @@ class Meter:
 
     def __init__(self, speed: Speed):
         self.speed = speed
-        self._waiting: list[Mapping[str, Any]] = []
         self.sums: dict[str, list[float]] = {}
         self.last: dict[str, float] = {}
         self.steps = self.skipped = 0
         self.seconds = 0.0
 
     def add(self, metrics: Mapping[str, Any] | None, seconds: float) -> None:
-        """Metrics of one step that is done; None of a step that was left out, which the records count."""
+        """Fetches the metrics of a step that is done; None of a step that was left out, which the records count."""
         if metrics is None:
             self.skipped += 1
             return
-        self._waiting.append(metrics)
+        for name, value in metrics.items():
+            if isinstance(value, Sums):
+                total = self.sums.setdefault(name, [0.0, 0.0])
+                total[0] += float(np.asarray(value.total))
+                total[1] += float(np.asarray(value.count))
+            elif name != "refused":
+                self.last[name] = float(np.asarray(value))
         self.steps += 1
         self.seconds += seconds
-        if len(self._waiting) == AT_ONCE:
-            self._fetch()
-
-    def _fetch(self) -> None:
-        for metrics in self._waiting:
-            for name, value in metrics.items():
-                if isinstance(value, Sums):
-                    total = self.sums.setdefault(name, [0.0, 0.0])
-                    total[0] += float(np.asarray(value.total))
-                    total[1] += float(np.asarray(value.count))
-                elif name != "refused":
-                    self.last[name] = float(np.asarray(value))
-        self._waiting = []
 
     def take(self, step: int) -> dict[str, Any]:
         """The record of the steps since the last one; the meter is empty afterwards."""
-        self._fetch()
         means = {name: total / max(count, 1) for name, (total, count) in self.sums.items()}
         clocked = self.speed.measures(self.steps, self.seconds)
         record = {"step": step, "split": "train", **means, **self.last, **clocked}
@@ -66,7 +53,6 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to keep so that the next record is the same after a resume."""
-        self._fetch()
         names = ("sums", "last", "steps", "skipped", "seconds")
         return {name: getattr(self, name) for name in names}
 
