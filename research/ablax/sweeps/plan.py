@@ -5,7 +5,10 @@
         return product(arms, seeds(3))
 
 An override is a dotted path and a value. `arm` is no knob: it names the arm for people and folders. `seed` tells the
-cells of one arm apart. The first arm is the baseline.
+cells of one arm apart, and `repeat` those of one arm and seed. The first arm is the baseline, unless a `Plan` says so:
+
+    def get_sweep():
+        return Plan(product(arms, seeds(3)), metric="nats_per_token", baseline="dense")
 
 A toggle is a part of a model or a recipe that is there or not: the overrides that put it in, and those that take it
 out.
@@ -13,6 +16,7 @@ out.
     PARTS = {"qk_norm": ({"model.qk_norm": True}, {"model.qk_norm": False})}
 """
 
+import dataclasses
 import itertools
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +29,45 @@ from ablax.sweeps.fractions import fraction_of
 
 Overrides = dict[str, Any]
 Toggles = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
-ARM = "arm"
-SEED = "seed"
+ARM, SEED, REPEAT = "arm", "seed", "repeat"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is compared and how it will be read, settled before the first cell runs.
+
+    Attributes:
+      cells: flat overrides, one dict for every cell.
+      metric: what arms are compared by.
+      baseline: the arm that the others are compared with; the first one's name when None.
+      looks: when arms may stop, or seeds be added, before all is done: a boundary of `ablax.sweeps.looks`; None for
+        one look, at the end.
+    """
+
+    cells: Sequence[Mapping[str, Any]]
+    metric: str = "bits_per_byte"
+    baseline: str | None = None
+    looks: Any = None
+
+
+def plan_of(made: Any) -> Plan:
+    """The plan that `get_sweep()` returned, as it is or as a list of overrides.
+
+    Raises:
+      RequestError: if it is neither, or the plan is empty.
+    """
+    plan = made if isinstance(made, Plan) else None
+    if plan is None and isinstance(made, Iterable) and not isinstance(made, str | Mapping):
+        plan = Plan(list(made))
+    if plan is None:
+        raise RequestError(
+            f"get_sweep() must return a Plan or a list of dicts of dotted path -> value, not {made!r}"
+        )
+    if not plan.cells:
+        raise RequestError(
+            "the plan is empty: get_sweep() must return at least one dict of overrides"
+        )
+    return plan
 
 
 def grid(
@@ -153,6 +194,15 @@ def seeds(count_or_seeds: int | Iterable[int]) -> list[Overrides]:
     """
     chosen = range(count_or_seeds) if isinstance(count_or_seeds, int) else count_or_seeds
     return [{SEED: seed} for seed in chosen]
+
+
+def repeats(count: int) -> list[Overrides]:
+    """The same cell `count` times over: what differs between repeats is noise of the machine, not of the seed.
+
+    >>> repeats(2)
+    [{'repeat': 0}, {'repeat': 1}]
+    """
+    return [{REPEAT: repeat} for repeat in range(count)]
 
 
 def named(name: str, overrides: Mapping[str, Any] | None = None) -> list[Overrides]:
