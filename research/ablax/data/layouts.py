@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Int32
 
 from ablax.config import RequestError
+from ablax.data.building import Progress
 from ablax.data.checks import check_rows, too_short
 from ablax.data.joined import JoinedTokens
-from ablax.data.lease import Progress
 from ablax.data.packing import load_plan
 from ablax.data.store import TokenStore, cache_root
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from ablax.data.lease import Progress, build_once
+from ablax.data.building import Progress, build_once
 
 _FORMAT = 1
 _ARRAYS = ("row_starts", "row_counts", "documents", "starts", "lengths")

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
 from ablax.config import RequestError
+from ablax.data.building import Progress, build_once
 from ablax.data.documents import Source
-from ablax.data.lease import Progress, build_once
 from ablax.data.tokenizer import Tokenizer
 
 _FORMAT = 1

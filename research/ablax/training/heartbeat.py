@@ -19,7 +19,7 @@ import jax
 
 from ablax import distributed
 from ablax.config import RequestError, knob
-from ablax.data.lease import is_dead, machine
+from ablax.lease import is_dead, machine
 from ablax.ranks import LINGER_SECONDS, RankFailed, Ranks, code_of
 from ablax.training.phases import Phases
 from ablax.training.waiting import waits

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ablax.config import RequestError
-from ablax.data.lease import build_once
+from ablax.data.building import build_once
 
 
 def is_whole(folder):
