@@ -25,8 +25,9 @@ document.title = [root.scrollWidth - root.clientWidth, getComputedStyle(document
 
 def arm(name, difference, interval, **more):
     row = dict.fromkeys(
-        ("p_holm", "effect", "warning", "why", "correlation", "same_batches", "changes")
+        ("p_holm", "effect", "warning", "why", "correlation", "same_batches", "changes", "floor")
     )
+    row |= {"star": False, "exploratory": False, "flops": None, "these_models": (-0.1, 0.1)}
     row |= {"arm": name, "n": 3, "mean": 2.0, "difference": difference, "interval": interval}
     row |= {"parameters": 1000.0, "seconds": 10.0, "tokens_per_second": 5e4}
     return {**row, "detectable": 0.2, "seeds_needed": 4, **more}
@@ -38,14 +39,46 @@ FOUND = {
     "unit": "bits per byte",
     "baseline": "base",
     "arms": [
-        arm("wide & 50 % <b>", -0.5, (-0.6, -0.4), p_holm=0.01, effect=-3.0, correlation=0.9),
+        arm(
+            "wide & 50 % <b>",
+            -0.5,
+            (-0.6, -0.4),
+            p_holm=0.01,
+            effect=-3.0,
+            correlation=0.9,
+            star=True,
+            flops=1e12,
+        ),
         arm("lucky_one $x_{$", -0.1, (-0.3, 0.1), p_holm=0.4, effect=-0.5),
         arm("even", 0.0, (-0.5, 0.5), p_holm=1.0, effect=0.0, seeds_needed=None),
         arm("alone", 0.2, None, why="one seed\nand no more"),
         arm("base", None, None),
     ],
     "not_comparable": [],
-    "unfinished": [{"cell": "a/seed0", "status": "failed", "error": "<i>loss</i> is nan"}],
+    "exploratory": ["metric bits_per_byte in place of the plan's loss"],
+    "noise": {"repeat": 0.01, "seed": 0.02, "evaluation": None},
+    "effects": [
+        {
+            "factors": ["a", "<b>"],
+            "aliases": ["c"],
+            "effect": 0.5,
+            "interval": [0.4, 0.6],
+            "p_holm": 0.01,
+        }
+    ],
+    "no_effects": None,
+    "planned": 4,
+    "statuses": {"finished": 3, "failed": 1},
+    "unfinished": [
+        {
+            "cell": "a/seed0",
+            "status": "failed",
+            "error": "<i>loss</i> is nan",
+            "log": ["<u>end</u>"],
+        }
+    ],
+    "others": {"a/seed1": ["jax 0.1, where most have 0.2"]},
+    "added": ["even"],
 }
 
 

@@ -1,7 +1,6 @@
 """The report: paired differences, refusals, numbers that must not be ranked together, the page and the picture."""
 
 import json
-import math
 from typing import Any
 
 import matplotlib.image
@@ -10,39 +9,12 @@ import pytest
 
 from ablax.config import RequestError
 from ablax.run import write_json
-from ablax.sweeps import page, report
-from ablax.sweeps.cells import cells_of, read_record, record_path, write_plan
+from ablax.sweeps import page, report, sections
+from ablax.sweeps.cells import cells_of, read_record, record_path
 from ablax.sweeps.curves import panels
 from ablax.sweeps.plan import chain, named, product, seeds
 from ablax.training.ledger import Ledger
-
-LEVELS = {"decoder": (1.9, 2.0, 1.95), "lstm": (2.1, 2.3, 2.12), "ngram": (2.5, 2.5, 2.5)}
-
-
-def make_sweep(folder, arms=("ngram", "lstm", "decoder", "encoder"), count=3):
-    """A finished sweep as `ablax sweep` leaves it, with made-up curves."""
-    cells = cells_of(product(chain(*map(named, arms)), seeds(count)))
-    write_plan(folder, cells, "bits_per_byte", "ladder.py")
-    for cell in cells:
-        run = folder / cell.folder
-        run.mkdir(parents=True)
-        encoder = cell.arm == "encoder"
-        final = 1.5 if encoder else LEVELS[cell.arm][cell.seed]
-        metric = "masked_nats_per_token" if encoder else "bits_per_byte"
-        steps = (0,) if cell.arm == "ngram" else range(0, 501, 50)
-        with (run / "metrics.jsonl").open("w") as lines:
-            for step in steps:
-                value = final + (0 if cell.arm == "ngram" else 4 * math.exp(-step / 80))
-                record = {"step": step, "split": "validation", metric: value}
-                lines.write(json.dumps(record) + "\n")
-        metrics = {metric: final, "accuracy": 0.5}
-        if encoder:
-            reason = "pseudo-log-likelihood is no likelihood"
-            metrics |= {"comparable": False, "reason": reason}
-        result = {"metrics": metrics, "seconds": 10.0 + cell.seed, "parameters": 1000}
-        result |= {"status": "finished", "step": 500, "tokens_per_second": 5e4}
-        write_json(record_path(folder, cell.folder), result)
-    return folder
+from made_sweeps import make_sweep
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +77,9 @@ def test_missing_seeds_refuse_the_comparison(tmp_path):
     (lstm,) = [row for row in found["arms"] if row["arm"] == "lstm"]
     assert (lstm["n"], lstm["difference"], lstm["interval"]) == (2, None, None)
     assert "seeds 1 only in the baseline" in lstm["why"]
-    assert found["unfinished"] == [{"cell": "lstm/seed1", "status": "failed", "error": "boom"}]
-    assert "lstm/seed1: failed: boom" in page.notes(found)
+    (one,) = found["unfinished"]
+    assert (one["cell"], one["status"], one["error"]) == ("lstm/seed1", "failed", "boom")
+    assert "lstm/seed1: failed: boom" in sections.runs(found)
 
 
 def test_one_seed_has_no_interval(tmp_path):

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
-from ablax.evaluation.scores import PREFIXES
+from ablax.evaluation.scores import PREFIXES, Measure
 
 RESAMPLES = 2000
+LIKELIHOOD: Measure = "likelihood"
 PARTS: Mapping[str, tuple[str, str, float]] = {
     "nats_per_token": ("nats", "tokens", 1.0),
     "bits_per_byte": ("nats", "bytes", 1 / math.log(2)),
@@ -30,10 +31,13 @@ def read_sums(
       folder: the run's folder.
       record: of the cell; its metrics name split and step.
     """
-    measure = next((m for m, p in PREFIXES.items() if p and metric.startswith(p)), "likelihood")
+    measure: Measure = LIKELIHOOD
+    for other, prefix in PREFIXES.items():
+        if prefix and metric.startswith(prefix):
+            measure = other
     parts = PARTS.get(metric.removeprefix(PREFIXES[measure]))
     metrics = record.get("metrics", {})
-    suffix = "" if measure == "likelihood" else f"-{measure}"
+    suffix = "" if measure == LIKELIHOOD else f"-{measure}"
     path = folder / "evals" / f"{metrics.get('split')}-{metrics.get('step')}{suffix}.npz"
     if parts is None or not path.is_file():
         return None

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
-from ablax.sweeps.statistics import CONFIDENCE
+from ablax.sweeps.statistics import CONFIDENCE, diverged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,3 +134,29 @@ def _aliases(members: Sequence[tuple[tuple[str, ...], int]]) -> tuple[str, ...]:
         for chosen, own in members[1:]
         if len(chosen) <= 3
     )
+
+
+def effects_of(
+    plan: Mapping[str, Any], values: Mapping[str, Mapping[int, float]]
+) -> dict[str, Any]:
+    """`effects` of a factorial plan, None of another; `no_effects`: why they are not told, if so."""
+    overrides = {}
+    for cell in plan["cells"]:
+        own = {
+            path: value
+            for path, value in cell["overrides"].items()
+            if path not in ("seed", "repeat")
+        }
+        overrides.setdefault(cell["arm"], own)
+    factors = factors_of(overrides, plan["baseline"])
+    if factors is None:
+        return {"effects": None, "no_effects": None}
+    whole = (
+        values.keys() == overrides.keys()
+        and len({tuple(sorted(own)) for own in values.values()}) == 1
+    )
+    finite = all(math.isfinite(value) for own in values.values() for value in own.values())
+    if not whole or not finite or diverged(values):
+        return {"effects": None, "no_effects": "cells are missing, not comparable or diverged"}
+    found = effects(values, factors)
+    return {"effects": [dataclasses.asdict(one) for one in found], "no_effects": None}

@@ -13,7 +13,7 @@ ACCENT, MUTED = "#0072B2", "#777777"
 def differences(found: Mapping[str, Any], out_path: Path | str) -> bool:
     """Draws a forest plot: differences from the baseline with their intervals, those of single pairs as crosses.
 
-    An interval that holds 0 is drawn in grey, whatever its unadjusted p.
+    Those that the table does not star are drawn in grey, whatever their unadjusted p.
 
     Args:
       found: what `report` returns.
@@ -45,8 +45,10 @@ def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]
     axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     better = "right" if higher_is_better(found["metric"]) else "left"
+    exploratory = "exploratory; " if found["exploratory"] else ""
     axes.set_xlabel(
-        f"{found['unit']}: difference from {found['baseline']}, {CONFIDENCE:.0%} interval; better to the {better}"
+        f"{exploratory}{found['unit']}: difference from {found['baseline']}, {CONFIDENCE:.0%} interval; "
+        f"better to the {better}"
     )
     axes.grid(axis="x", alpha=0.3)
 
@@ -56,6 +58,6 @@ def _interval(axes: Any, place: int, row: Mapping[str, Any]) -> None:
         axes.plot(row["difference"], place, marker="x", color=MUTED)
         return
     low, high = row["interval"]
-    color = MUTED if low <= 0 <= high else ACCENT
+    color = ACCENT if row["star"] else MUTED
     axes.plot([low, high], [place, place], color=color, linewidth=2)
     axes.plot(row["difference"], place, marker="o", color=color)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablax.sweeps.page import COLUMNS, apart, caption, changes, notes, rows
+from ablax.sweeps.sections import sections
 
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
@@ -46,27 +47,28 @@ def html(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
     title = escaping.escape(found["experiment"] or "Sweep")
     body = "\n".join(_row(found, row) for row in rows(found))
     head = "".join(f'<th scope="col">{escaping.escape(name)}</th>' for name in COLUMNS)
-    sections = [
+    parts = [
         f'<p class="caption">{escaping.escape(caption(found))}.</p>\n<div class="table"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     ]
     for shown, path in pictures.items():
         data = base64.b64encode(path.read_bytes()).decode()
         image = f'<img alt="{escaping.escape(shown)}" src="data:image/png;base64,{data}">'
-        sections.append(f"<figure>{image}</figure>")
+        parts.append(f"<figure>{image}</figure>")
     for heading, lines in (
         ("Not comparable with these", apart(found)),
         (f"What differs from {found['baseline']}", changes(found)),
+        *sections(found).items(),
         ("What this does not tell", notes(found)),
     ):
         if lines:
             items = "\n".join(f"<li>{escaping.escape(line)}</li>" for line in lines)
-            sections.append(f"<h2>{escaping.escape(heading)}</h2>\n<ul>\n{items}\n</ul>")
+            parts.append(f"<h2>{escaping.escape(heading)}</h2>\n<ul>\n{items}\n</ul>")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        + "\n".join(sections)
+        + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
 
@@ -79,6 +81,7 @@ def _row(found: Mapping[str, Any], row: tuple[str, ...]) -> str:
 
 def latex(found: Mapping[str, Any]) -> str:
     """The table with booktabs' rules; what it cannot tell follows as comments."""
+    said = [line for lines in sections(found).values() for line in lines]
     lines = [
         "% \\usepackage{booktabs}",
         "\\begin{table}",
@@ -91,7 +94,7 @@ def latex(found: Mapping[str, Any]) -> str:
         "    \\bottomrule",
         "  \\end{tabular}",
         "\\end{table}",
-        *(f"% {' '.join(line.split())}" for line in (*apart(found), *notes(found))),
+        *(f"% {' '.join(line.split())}" for line in (*apart(found), *said, *notes(found))),
     ]
     return "\n".join(lines) + "\n"
 

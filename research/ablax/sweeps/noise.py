@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -87,3 +88,15 @@ def starred(difference: float | None, p_holm: float | None, under: float | None)
     if difference is None or p_holm is None or p_holm > 1 - CONFIDENCE:
         return False
     return under is None or abs(difference) > under
+
+
+def repeats_of(
+    plan: Mapping[str, Any], records: Mapping[str, dict], metric: str, arms: Any
+) -> dict[tuple[str, int], list[float]]:
+    """(arm, seed) -> the metric of every finished run of it."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for cell in plan["cells"]:
+        value = records[cell["folder"]].get("metrics", {}).get(metric)
+        if cell["arm"] in arms and isinstance(value, float) and math.isfinite(value):
+            found.setdefault((cell["arm"], cell["seed"]), []).append(value)
+    return found

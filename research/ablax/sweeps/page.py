@@ -5,6 +5,7 @@ from typing import Any
 
 from ablax.difference import outermost
 from ablax.history import higher_is_better, unit
+from ablax.sweeps.sections import sections
 from ablax.sweeps.statistics import FEW
 
 COLUMNS = (
@@ -16,6 +17,7 @@ COLUMNS = (
     "p (Holm)",
     "effect",
     "parameters",
+    "FLOPs",
     "seconds",
     "tokens/s",
 )
@@ -25,19 +27,26 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The comparable arms as text, in the order of `COLUMNS`."""
     return [
         (
-            f"{row['arm']} (baseline)" if row["arm"] == found["baseline"] else row["arm"],
+            _name(found, row),
             f"{row['mean']:.4f}",
             str(row["n"]),
             "-" if row["difference"] is None else f"{row['difference']:+.4f}",
             "-" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"]),
-            "-" if row["p_holm"] is None else f"{row['p_holm']:.2g}",
+            "-" if row["p_holm"] is None else f"{row['p_holm']:.2g}" + " *" * row["star"],
             "-" if row["effect"] is None else f"{row['effect']:+.1f}",
             _count(row["parameters"]),
+            "-" if row["flops"] is None else f"{row['flops']:.2e}",
             _seconds(row["seconds"]),
             _count(row["tokens_per_second"]),
         )
         for row in found["arms"]
     ]
+
+
+def _name(found: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    if row["arm"] == found["baseline"]:
+        return f"{row['arm']} (baseline)"
+    return f"{row['arm']} (exploratory)" if row["exploratory"] else row["arm"]
 
 
 def _count(value: float | None) -> str:
@@ -68,8 +77,8 @@ def changes(found: Mapping[str, Any]) -> list[str]:
         said = (
             ", ".join(f"{path} {old} -> {new}" for path, (old, new) in knobs.items()) or "nothing"
         )
-        data = {True: "; the same batches", False: "; other batches", None: ""}[row["same_batches"]]
-        lines.append(f"{row['arm']}: {said}{data}")
+        data = {True: "; the same batches by the ledger", False: "; other batches", None: ""}
+        lines.append(f"{row['arm']}: {said}{data[row['same_batches']]}")
     return lines
 
 
@@ -93,9 +102,6 @@ def notes(found: Mapping[str, Any]) -> list[str]:
         for row in found["arms"]
         if row["same_batches"] is False
     ]
-    for cell in found["unfinished"]:
-        error = f": {cell['error']}" if cell["error"] else ""
-        lines.append(f"{cell['cell']}: {cell['status']}{error}")
     return lines
 
 
@@ -112,8 +118,11 @@ def caption(found: Mapping[str, Any]) -> str:
     """What the table shows."""
     better = "higher" if higher_is_better(found["metric"]) else "lower"
     same = [row["same_batches"] for row in found["arms"] if row["arm"] != found["baseline"]]
+    exploratory = (
+        f"Exploratory, {'; '.join(found['exploratory'])}: " if found["exploratory"] else ""
+    )
     return (
-        f"{found['unit']} on validation ({better} is better); difference from {found['baseline']}, "
+        f"{exploratory}{found['unit']} on validation ({better} is better); difference from {found['baseline']}, "
         "paired by seed, with its paired t interval, p adjusted for all arms, and effect in standard deviations of the "
         "pairs' differences" + (", over the same batches" if same and all(same) else "")
     )
@@ -137,6 +146,8 @@ def markdown(found: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
             "",
             *(f"- {line}" for line in made),
         ]
+    for heading, own in sections(found).items():
+        lines += ["", f"## {heading}", "", *(f"- {line}" for line in own)]
     if said := notes(found):
         lines += ["", "## What this does not tell", "", *(f"- {line}" for line in said)]
     for shown, path in pictures.items():

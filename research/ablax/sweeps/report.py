@@ -7,31 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from ablax.config import RequestError, suggest
-from ablax.difference import SIZES, differing, flat
+from ablax.difference import SIZES
 from ablax.history import higher_is_better, unit
 from ablax.run import RunFolder
-from ablax.sweeps.cells import APART, read_plan, read_record
+from ablax.sweeps.audit import audit, changes, flops, same_batches
+from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.curves import learning_curves
+from ablax.sweeps.documents import bootstrap, read_sums, standard_error
+from ablax.sweeps.effects import effects_of
 from ablax.sweeps.forest import differences
 from ablax.sweeps.formats import html, latex
+from ablax.sweeps.noise import floor, noise, repeats_of, starred
 from ablax.sweeps.page import markdown
-from ablax.sweeps.statistics import Comparison, compare, seeds_needed, summary
-from ablax.training.recorded import compare_ledgers
+from ablax.sweeps.statistics import Comparison, compare, diverged, seeds_needed, summary
 
 CURVES, FOREST = "curves.png", "differences.png"
 
 
-def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
+def report(
+    sweep: Path | str, metric: str | None = None, baseline: str | None = None
+) -> dict[str, Any]:
     """Compares the arms of a sweep.
 
     Args:
       sweep: the sweep's folder.
-      metric: what arms are compared by; what the sweep was started with when None.
+      metric: what arms are compared by; what the plan says when None.
+      baseline: the arm that they are compared with; the plan's when None.
 
     Returns:
-      `metric`, `unit`, `baseline`, `experiment`; `arms`: one dict per comparable arm, best mean first;
-      `not_comparable`: arms whose metric means something else, each with the reason; `unfinished`: cells that failed
-      or are missing.
+      `metric`, `unit`, `baseline`, `experiment`; `exploratory`: what of these is not the plan's; `arms`: one dict per
+      comparable arm, best mean first; `not_comparable`: arms whose metric means something else, each with the reason;
+      `noise`: see `Noise`; `effects`: see `Effect`, None without a factorial plan; and what `audit` returns.
 
     Raises:
       RequestError: if the folder holds no sweep, or no finished cell has the metric.
@@ -39,20 +45,24 @@ def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
     sweep = Path(sweep)
     plan = read_plan(sweep)
     records = {cell["folder"]: read_record(sweep, cell["folder"]) for cell in plan["cells"]}
-    unfinished = [
-        {"cell": folder, "status": record["status"], "error": record.get("error")}
-        for folder, record in records.items()
-        if record["status"] != "finished"
-    ]
     by_arm: dict[str, dict[int, dict]] = {arm: {} for arm in plan["arms"]}
     for cell in plan["cells"]:
-        if records[cell["folder"]]["status"] == "finished":
+        # A repeat is no further seed.
+        if records[cell["folder"]]["status"] == "finished" and not cell.get("repeat"):
             by_arm[cell["arm"]][cell["seed"]] = records[cell["folder"]]
     if metric is None:
         metric = str(plan["metric"])
     else:
         _check_metric(metric, by_arm)
-    baseline = plan["baseline"]
+    if baseline is not None and baseline not in by_arm:
+        raise RequestError(f"--baseline={baseline}: no such arm{suggest(baseline, by_arm)}")
+    frozen = {"metric": plan["metric"], "baseline": plan["baseline"]} | plan.get("analysis", {})
+    baseline = str(baseline or plan["baseline"])
+    found = {"metric": metric, "baseline": baseline}
+    exploratory = [
+        f"{n} {v} in place of the plan's {frozen[n]}" for n, v in found.items() if v != frozen[n]
+    ]
+    plan = {**plan, "baseline": baseline}
     rules = {
         cell["folder"]: _rule(sweep / cell["folder"], records[cell["folder"]])
         for cell in plan["cells"]
@@ -74,49 +84,69 @@ def report(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
         why = reasons.get(baseline) or "none of its cells has finished"
         refused = Comparison(0, None, why=f"no baseline: {baseline}: {why}")
         compared = dict.fromkeys(values, refused)
+    sums = _sums(sweep, plan, records, metric, values)
+    noises = noise(
+        {arm: own for arm, own in values.items() if arm not in diverged(values)},
+        repeats_of(plan, records, metric, values),
+        [e for own in sums.values() for one in own if (e := standard_error([(1, [one])]))],
+    )
+    checked = audit(sweep, plan, records)
     arms = []
-    for arm, found in values.items():
-        comparison = compared.get(arm)
-        same = None if arm == baseline else _same_batches(sweep, plan, arm, values)
-        changes = None if arm == baseline else _changes(sweep, plan, arm)
-        row = _row(arm, by_arm[arm], found, comparison)
-        arms.append({**row, "same_batches": same, "changes": changes})
+    for arm, own in values.items():
+        row = _row(arm, by_arm[arm], own, compared.get(arm))
+        if arm != baseline:
+            row |= {
+                "same_batches": same_batches(sweep, plan, arm, values),
+                "changes": changes(sweep, plan, arm),
+                **_over_documents(sums.get(arm, []), sums.get(baseline, [])),
+            }
+            count = sums[arm][0].shape[1] if sums.get(arm) else 0
+            row["floor"] = floor(noises, row["n"], row["evaluation"], count)
+            row["star"] = starred(row["difference"], row["p_holm"], row["floor"])
+        row["exploratory"] = bool(exploratory) or arm in checked["added"]
+        spent = [flops(sweep / c["folder"]) for c in _cells(plan, arm)]
+        known = [one for one in spent if one is not None]
+        row["flops"] = sum(known) / len(known) if known else None
+        arms.append(row)
     sign = -1 if higher_is_better(metric) else 1
     return {
         "experiment": plan["experiment"],
         "metric": metric,
         "unit": unit(metric),
         "baseline": baseline,
+        "exploratory": exploratory,
         "arms": sorted(arms, key=lambda row: sign * row["mean"]),
         "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
-        "unfinished": unfinished,
+        "noise": dataclasses.asdict(noises),
+        **effects_of(plan, values),
+        **checked,
     }
 
 
-def _same_batches(
-    sweep: Path, plan: Mapping[str, Any], arm: str, values: Mapping[str, Mapping[int, float]]
-) -> bool | None:
-    """Whether an arm saw the baseline's batches, by the ledgers of the seeds that both have; None without ledgers."""
-    baseline = plan["baseline"]
-    folders = {(cell["arm"], cell["seed"]): sweep / cell["folder"] for cell in plan["cells"]}
-    seeds = values[arm].keys() & values.get(baseline, {}).keys()
-    try:
-        pairs = [compare_ledgers(folders[baseline, seed], folders[arm, seed]) for seed in seeds]
-    except RequestError:
-        return None
-    return all(pair.same for pair in pairs) if pairs else None
+def _cells(plan: Mapping[str, Any], arm: str) -> list[Mapping[str, Any]]:
+    """The cells of an arm, without repeats."""
+    return [cell for cell in plan["cells"] if cell["arm"] == arm and not cell.get("repeat")]
 
 
-def _changes(sweep: Path, plan: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
-    """Knob -> (the baseline's value, the arm's) where the runs' configurations differ; None without any."""
-    configs = []
-    for name in (plan["baseline"], arm):
-        folders = [RunFolder(sweep / c["folder"]) for c in plan["cells"] if c["arm"] == name]
-        there = next((folder for folder in folders if folder.exists()), None)
-        if there is None:
-            return None
-        configs.append(flat(there.config()))
-    return {path: pair for path, pair in differing(*configs).items() if path not in APART}
+def _sums(
+    sweep: Path, plan: Mapping[str, Any], records: Mapping[str, dict], metric: str, arms: Any
+) -> dict[str, list[Any]]:
+    """Arm -> sums over documents of the trained models, in the order of the seeds, where every one has them."""
+    found = {}
+    for arm in arms:
+        folders = [cell["folder"] for cell in _cells(plan, arm)]
+        read = [read_sums(sweep / folder, records[folder], metric) for folder in folders]
+        if read and all(one is not None for one in read):
+            found[arm] = read
+    return found
+
+
+def _over_documents(ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
+    """What the choice of documents makes of a difference of trained models."""
+    if not ours or not theirs:
+        return {"evaluation": None, "these_models": None}
+    error = standard_error([(1, ours), (-1, theirs)])
+    return {"evaluation": error, "these_models": bootstrap(ours, theirs)}
 
 
 def _check_metric(metric: str, by_arm: Mapping[str, Mapping[int, dict]]) -> None:
@@ -193,6 +223,8 @@ def _row(
         "seeds_needed": _seeds_needed(against),
         **_costs(runs),
         "values": dict(sorted(values.items())),
+        **dict.fromkeys(("same_batches", "changes", "evaluation", "these_models", "floor")),
+        "star": False,
     }
 
 
@@ -212,7 +244,9 @@ def _apart(arm: str, runs: Mapping[int, dict], why: str) -> dict[str, Any]:
     return {"arm": arm, "n": len(runs), "reason": why, "metrics": means, **_costs(runs)}
 
 
-def write(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
+def write(
+    sweep: Path | str, metric: str | None = None, baseline: str | None = None
+) -> dict[str, Any]:
     """Compares the arms (see `report`) and writes what it found into the sweep's folder.
 
     Returns:
@@ -220,7 +254,7 @@ def write(sweep: Path | str, metric: str | None = None) -> dict[str, Any]:
       (curves.png) and `differences` (differences.png); None for a picture of nothing.
     """
     sweep = Path(sweep)
-    found = report(sweep, metric)
+    found = report(sweep, metric, baseline)
     other = [row["arm"] for row in found["not_comparable"]]
     drawn = {
         "Learning curves": sweep / CURVES
