@@ -15,7 +15,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float64, Integer
@@ -36,6 +36,11 @@ class NgramConfig:
     discount_fallback: tuple[float, float, float] = knob(
         (0.5, 1.0, 1.5),
         "discounts of counts 1, 2 and 3+ at orders whose counts of counts give none (tiny corpora)",
+    )
+    read: Literal["all", "steps"] = knob(
+        "all",
+        "training tokens that are counted: all, or as many as a neural model's `training.steps` read, in documents "
+        "that the run's seed draws",
     )
 
     CAUSAL: ClassVar[bool] = True
