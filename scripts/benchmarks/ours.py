@@ -19,6 +19,7 @@ from ablax.training.loop import Loop
 from ablax.training.meter import Meter
 from ablax.training.parallel import MeshEngine
 from ablax.training.recovery import Recovery
+from ablax.training.seat import Alone, drive
 from ablax.training.signals import Stop
 from ablax.training.speed import Speed
 from ablax.training.writers import open_writers
@@ -100,8 +101,10 @@ class Ours:
 
     def loop(self, count: int) -> None:
         """The loop of a run: loader, engine, metrics one step late, meter, writers."""
+        stop = Stop()
+        seat = Alone(self.engine, stop)
         loop = Loop(
-            engine=self.engine,
+            seat=seat,
             batches=lambda _: self.batches,
             every=Every(
                 int(self.state.step) + count, log=self.experiment.writers.every, evaluate=0, save=0
@@ -110,11 +113,11 @@ class Ours:
             write=lambda record: record["split"] == "train" and self.writers.write(record),
             evaluate=lambda _, step: {"step": step, "split": "validation"},
             save=lambda *_: None,
-            stop=Stop(),
+            stop=stop,
             recovery=self.recovery,
             seen=self.ledger.write,
         )
-        self.state = loop.run(self.state)
+        self.state = drive(loop.run(self.state), seat.step)
 
     def bare_program(self, count: int) -> None:
         """The same program called on batches that lie on the device, nothing fetched."""

@@ -13,6 +13,7 @@ from ablax.training.every import Every
 from ablax.training.guard import GuardConfig, GuardState
 from ablax.training.loop import Loop
 from ablax.training.recovery import Diverged, Recovery, Rewind
+from ablax.training.seat import Alone, drive
 from ablax.training.signals import Stop
 from ablax.training.state import TrainState
 
@@ -54,10 +55,15 @@ def start():
     )
 
 
+def run(loop, state):
+    """Drives a loop whose seat makes its steps."""
+    return drive(loop.run(state), loop.seat.step)
+
+
 def made(folder, engine, done, policy="stop"):
-    guard = GuardConfig(policy=policy)
+    guard, stop = GuardConfig(policy=policy), Stop()
     return Loop(
-        engine=engine,
+        seat=Alone(engine, stop),
         batches=lambda step: iter(range(step, 100)),
         every=Every(6, log=1, evaluate=2, save=3),
         meter=Meter(),  # type: ignore[arg-type]
@@ -66,7 +72,7 @@ def made(folder, engine, done, policy="stop"):
             done.append(("evaluate", step)) or {"step": step, "split": "v"}
         ),
         save=lambda step, *_: done.append(("save", step)),
-        stop=Stop(),
+        stop=stop,
         recovery=Recovery(guard, RunFolder(folder), lambda: 3, lambda line: None, []),
         seen=lambda step, batch: done.append(("seen", step, batch)),
     )
@@ -75,7 +81,7 @@ def made(folder, engine, done, policy="stop"):
 def test_the_order_is_draw_step_evaluate_save(tmp_path):
     """Catches: a batch that is recorded late, an end without an evaluation and a checkpoint."""
     done: list = []
-    state = made(tmp_path, Engine(), done).run(start())
+    state = run(made(tmp_path, Engine(), done), start())
     assert int(state.step) == 6
     assert [entry for entry in done if entry[0] != "seen"] == [
         ("evaluate", 2),
@@ -102,11 +108,11 @@ def test_a_save_hears_whether_the_run_ends_with_it(tmp_path):
         loop.seen = seen
         return loop
 
-    going_to(stop=7).run(start())
+    run(going_to(stop=7), start())
     assert endings == {3: False, 6: True}
     endings.clear()
     with pytest.raises(Preempted):
-        going_to(stop=4).run(start())
+        run(going_to(stop=4), start())
     assert endings == {3: False, 4: True}
 
 
@@ -115,7 +121,7 @@ def test_a_state_that_is_not_finite_is_neither_evaluated_nor_saved(tmp_path, par
     """Catches: a check of the parameters only, and one after the evaluation."""
     done: list = []
     with pytest.raises(Diverged) as ended:
-        made(tmp_path, Engine(4, part), done).run(start())
+        run(made(tmp_path, Engine(4, part), done), start())
     assert f"{part}/kernel is not finite at step 4" in str(ended.value)
     assert "the last good checkpoint is step 3" in str(ended.value)
     assert [entry for entry in done if entry[0] != "seen"] == [("evaluate", 2), ("save", 3)]
@@ -124,7 +130,7 @@ def test_a_state_that_is_not_finite_is_neither_evaluated_nor_saved(tmp_path, par
 def test_such_a_state_cannot_be_skipped_but_gone_back_from(tmp_path):
     """Catches: a run that skips steps on a state that nothing can mend."""
     with pytest.raises(Diverged, match="ema/kernel is not finite at step 4"):
-        made(tmp_path, Engine(4, "ema"), [], "skip").run(start())
+        run(made(tmp_path, Engine(4, "ema"), [], "skip"), start())
     with pytest.raises(Rewind) as back:
-        made(tmp_path, Engine(4, "ema"), [], "rewind").run(start())
+        run(made(tmp_path, Engine(4, "ema"), [], "rewind"), start())
     assert (back.value.event["step"], back.value.event["batch"]) == (4, 3)

@@ -16,7 +16,9 @@ from ablax.models.kernel_choice import Choice, choose, task_of
 from ablax.models.kernels import REFERENCE, kernel_of
 from ablax.models.transformer import TransformerConfig
 from ablax.objectives.batch import Batch, vocabulary_of
+from ablax.run import RunFolder
 from ablax.training.manifest import leaves_of
+from ablax.training.state import TrainState
 from ablax.training.step import Program
 
 ROWS = 2
@@ -75,6 +77,25 @@ def canary_rows(batch: Rows, whole_rows: bool) -> dict[str, np.ndarray]:
     rows["positions"][1] = np.arange(length) - np.where(np.arange(length) < cut, 0, cut)
     rows["loss_weights"] = np.where(rows["segment_ids"] != 0, rows["loss_weights"], 0)
     return rows
+
+
+def check_attention(
+    work: Any, kernel: Choice, folder: RunFolder, state: TrainState, say: Callable[[str], None]
+) -> None:
+    """Records and says how the attention of a run is computed, and compares a kernel with the reference.
+
+    Args:
+      work: the run's `Descent`.
+
+    Raises:
+      RequestError: if they differ.
+    """
+    folder.update(attention_kernel={"name": kernel.name, "why": kernel.why})
+    if kernel.name != REFERENCE or jax.devices()[0].platform != "cpu":
+        say(f"attention: {kernel.name} ({kernel.why})")
+    if kernel.name != REFERENCE:
+        rows = first_rows(work.experiment, work.corpus)
+        check_kernel(work.program, state.params, state.hyper, rows, work.engine.over)
 
 
 def check_kernel(

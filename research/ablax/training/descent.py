@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,10 +14,9 @@ from ablax.data.loader import Loader
 from ablax.distributed import ranks
 from ablax.evaluation.scoring import check_context
 from ablax.models.kernel_choice import Choice
-from ablax.models.kernels import REFERENCE
 from ablax.run import Preempted, RunFolder, now
 from ablax.training import session
-from ablax.training.canary import check_kernel, first_rows, with_kernel
+from ablax.training.canary import check_attention, with_kernel
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.disk import check_run, size_of
 from ablax.training.evaluators import Evaluator, metrics_of
@@ -29,8 +28,9 @@ from ablax.training.meter import Meter
 from ablax.training.phases import Phases
 from ablax.training.recovery import NOTHING, Recovery, Rewind, events_of, position
 from ablax.training.saving import Saving
+from ablax.training.seat import Alone, Seat, Steps, drive
 from ablax.training.signals import Stop, Stopped, catch
-from ablax.training.speed import Speed
+from ablax.training.speed import Speed, devices_now
 from ablax.training.start import Donor
 from ablax.training.state import TrainState, without_hyper
 from ablax.training.step import Program
@@ -38,6 +38,7 @@ from ablax.training.stopwatch import Stopwatch
 from ablax.training.writers import open_writers
 
 Say = Callable[[str], None]
+Iterate = Callable[[int], contextlib.AbstractContextManager[Iterator[Any]]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -52,6 +53,7 @@ class Descent:
       program: its pure functions.
       engine: the program on its devices.
       kernel: of its attention, if it has any.
+      iterate: its batches from a step of the loader on.
     """
 
     experiment: Any
@@ -61,17 +63,21 @@ class Descent:
     program: Program
     engine: Any
     kernel: Choice | None
+    iterate: Iterate
 
     @classmethod
-    def plan(cls, experiment: Any, corpus: Corpus) -> "Descent":
-        """Puts a run together.
+    def plan(
+        cls, experiment: Any, corpus: Corpus, devices: Sequence[Any] | None = None
+    ) -> "Descent":
+        """Puts a run together, over these devices (None = all).
 
         Raises:
           RequestError: if lengths, sizes, the schedule, the batch or the devices do not fit each other.
         """
+        devices = jax.devices() if devices is None else devices
         loader = session.training_loader(experiment, corpus)
         clock = session.Clock.of(experiment.training.steps, loader)
-        chosen, kernel = with_kernel(experiment, jax.devices()[0].platform)
+        chosen, kernel = with_kernel(experiment, devices[0].platform)
         program = session.build_program(chosen, corpus.tokenizer.vocab_size, clock)
         best = session.best_metric(experiment)
         known = [name for name in metrics_of(experiment) if "accuracy" not in name]
@@ -81,8 +87,12 @@ class Descent:
         check_context(
             program.module, experiment.evaluation.context or experiment.data.sequence_length
         )
-        engine = session.build_engine(experiment, program)
-        return cls(experiment, corpus, loader, clock, program, engine, kernel)
+        engine = session.build_engine(experiment, program, devices)
+        return cls(experiment, corpus, loader, clock, program, engine, kernel, loader.iterate)
+
+    def like(self, experiment: Any, loader: Loader, iterate: Iterate) -> "Descent":
+        """The same program with an experiment's knobs that are not in it (see `groups`)."""
+        return dataclasses.replace(self, experiment=experiment, loader=loader, iterate=iterate)
 
     def check_growth(self, folder: RunFolder) -> None:
         """Lets a run go on to another number of steps only where its learning rates so far stay what they were.
@@ -111,10 +121,18 @@ class Descent:
         Raises:
           Diverged, Preempted, Stopped, SaveError: see `Loop.run` and `Checkpoints.save`.
         """
+        seat = Alone(self.engine, stop)
+        drive(self.steps(folder, progress, say, phases, stop, seat), seat.step)
+
+    def steps(
+        self, folder: RunFolder, progress: bool, say: Say, phases: Phases, stop: Stop, seat: Seat
+    ) -> Steps:
+        """See `run`; who drives it makes the steps in the seat."""
         refused, events = None, events_of(folder)
         while True:
             try:
-                return self.start(folder, progress, say, phases, stop, refused, events)
+                way = self.start(folder, progress, say, phases, stop, seat, refused, events)
+                return (yield from way)
             except Rewind as rewind:
                 refused = rewind.event
 
@@ -125,9 +143,10 @@ class Descent:
         say: Say,
         phases: Phases,
         stop: Stop,
+        seat: Seat,
         refused: Mapping[str, Any] | None,
         events: list[dict[str, Any]],
-    ) -> None:
+    ) -> Steps:
         """One way from a checkpoint to the end, or to a `Rewind`; `refused` says why there is another one."""
         experiment, clock = self.experiment, self.clock
         with contextlib.ExitStack() as stack:
@@ -135,10 +154,11 @@ class Descent:
             checkpoints = self.checkpoints(folder, best, say)
             stack.callback(checkpoints.close)
             state, cursor = self.starting_state(folder, checkpoints, say)
-            self.check_attention(folder, state, say)
+            if self.kernel is not None:
+                check_attention(self, self.kernel, folder, state, say)
             watch = Stopwatch(cursor.get("seconds", 0.0))
             parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-            folder.update(parameters=parameters, total_steps=clock.total, devices=devices())
+            folder.update(parameters=parameters, total_steps=clock.total, devices=devices_now())
             before = cursor.get("bytes", 0)
             writers = stack.enter_context(
                 open_writers(experiment.writers, folder, clock.total, before, progress, say)
@@ -149,14 +169,16 @@ class Descent:
             if refused:
                 recovery.rewound(refused, int(state.step))
             ledger = Ledger(folder.path, self.loader, recovery.batch, say)
-            loop = self.loop(folder, saving, writers, watch, stack, phases, stop, recovery, ledger)
+            loop = self.loop(
+                folder, saving, writers, watch, stack, phases, stop, seat, recovery, ledger
+            )
             if cursor:
                 loop.meter.restore(cursor["meter"])
             # From here on there is something to save.
             stack.enter_context(stop.breakable(False))
             catch(stop)
             try:
-                state = loop.run(state, owed=bool(cursor) and cursor["owed"])
+                state = yield from loop.run(state, owed=bool(cursor) and cursor["owed"])
             except Preempted as reason:
                 saving.finish()
                 if "Ctrl-C" not in str(reason):
@@ -194,6 +216,7 @@ class Descent:
         stack: contextlib.ExitStack,
         phases: Phases,
         stop: Stop,
+        seat: Seat,
         recovery: Recovery,
         ledger: Ledger,
     ) -> Loop:
@@ -232,10 +255,10 @@ class Descent:
 
         def iterate(step: int) -> Any:
             batches.close()
-            return batches.enter_context(self.loader.iterate(position(step, recovery.left_out)))
+            return batches.enter_context(self.iterate(position(step, recovery.left_out)))
 
         return Loop(
-            engine=self.engine,
+            seat=seat,
             batches=iterate,
             every=Every(
                 clock.total,
@@ -252,22 +275,6 @@ class Descent:
             seen=ledger.write,
             phases=phases,
         )
-
-    def check_attention(self, folder: RunFolder, state: TrainState, say: Say) -> None:
-        """Records and says how attention is computed, and compares a kernel with the reference.
-
-        Raises:
-          RequestError: if they differ.
-        """
-        if self.kernel is None:
-            return
-        name, why = self.kernel
-        folder.update(attention_kernel={"name": name, "why": why})
-        if name != REFERENCE or jax.devices()[0].platform != "cpu":
-            say(f"attention: {name} ({why})")
-        if name != REFERENCE:
-            rows = first_rows(self.experiment, self.corpus)
-            check_kernel(self.program, state.params, state.hyper, rows, self.engine.over)
 
     def starting_state(
         self, folder: RunFolder, checkpoints: Checkpoints, say: Say
@@ -288,10 +295,3 @@ class Descent:
             lambda x, like: jax.device_put(x, like.sharding), hyper, template.hyper
         )
         return dataclasses.replace(state, hyper=placed), cursor
-
-
-def devices() -> dict[str, Any]:
-    """What a run computes on."""
-    found = jax.devices()
-    kind = {"platform": found[0].platform, "kind": found[0].device_kind}
-    return {**kind, "count": len(found)}

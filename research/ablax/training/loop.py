@@ -13,6 +13,7 @@ from ablax.training.guard import why_refused
 from ablax.training.meter import Meter
 from ablax.training.phases import Phases
 from ablax.training.recovery import Recovery, Refused, first_not_finite
+from ablax.training.seat import Seat, Steps, Wish
 from ablax.training.signals import Stop, Stopped
 from ablax.training.state import TrainState, without_hyper
 
@@ -22,7 +23,7 @@ class Loop:
     """One verb per object; their order is law.
 
     Attributes:
-      engine: `step(state, batch) -> (state, metrics)`.
+      seat: holds the state; who drives the loop makes its steps there.
       batches: start step -> iterator of batches.
       every: when to log, evaluate and save, and when to end.
       meter: adds up the steps' sums.
@@ -36,7 +37,7 @@ class Loop:
       phases: where the run is.
     """
 
-    engine: Any
+    seat: Seat
     batches: Callable[[int], Any]
     every: Every
     meter: Meter
@@ -47,13 +48,12 @@ class Loop:
     recovery: Recovery
     seen: Callable[[int, Mapping[str, np.ndarray]], None]
     phases: Phases = dataclasses.field(default_factory=Phases)
-    state: TrainState = dataclasses.field(init=False)
     first: int = dataclasses.field(init=False)
     saved: int = dataclasses.field(init=False)
     clock: float = dataclasses.field(init=False)
 
-    def run(self, state: TrainState, owed: bool = False) -> TrainState:
-        """From the state's step to the last.
+    def run(self, state: TrainState, owed: bool = False) -> Steps:
+        """From the state's step to the last; returns the state (see `seat.drive`).
 
         Args:
           state: where to begin.
@@ -64,25 +64,23 @@ class Loop:
           Preempted: after the state was saved, if `stop` asked for it.
           Stopped: if it asked for it before the first step was made: there is nothing new to save.
         """
-        self.state, start = state, int(state.step)
+        self.seat.state, start = state, int(state.step)
         self.first = self.saved = start
         if owed:
             self.conclude(start, evaluating=True, saving=self.every.saves(start))
         while True:
             try:
-                self.advance(int(self.state.step))
-                return self.state
+                yield from self.advance(int(self.seat.state.step))
+                return self.seat.state
             except Refused as refused:
                 self.phases.enter("step", refused.step)
-                self.state, metrics = self.recovery.repeat(
-                    refused, self.state, self.batches, self.engine
-                )
+                metrics = yield from self.recovery.repeat(refused, self.seat, self.batches)
                 self.count(refused.step, metrics)
                 evaluating, saving = self.every.dues(refused.step)
                 if evaluating or saving:
                     self.conclude(refused.step, evaluating, saving)
 
-    def advance(self, start: int) -> None:
+    def advance(self, start: int) -> Steps:
         """Steps from `start` updates to the last; raises Refused when the guard did not apply one."""
         pending, batches = None, self.batches(start)
         self.clock = time.perf_counter()
@@ -100,8 +98,7 @@ class Loop:
             self.seen(done, batch)
             first = done == self.first + 1
             self.phases.enter("compile" if first else "step", done)
-            with self.stop.breakable(first):
-                self.state, metrics = self.engine.step(self.state, batch)
+            metrics = yield Wish(batch, first)
             # Fetched one step late: the device works on this step while the host reads the one before, and there
             # are never more than two programs in flight.
             if pending:
@@ -121,12 +118,13 @@ class Loop:
 
         An evaluation that is broken off is owed: the checkpoint says so, and the next start makes up for it.
         """
-        if where := first_not_finite(without_hyper(self.state)):
+        state = self.seat.state
+        if where := first_not_finite(without_hyper(state)):
             self.recovery.decide(done, f"{where} is not finite", again=True, poisoned=True)
         record = None
         if evaluating:
             self.phases.enter("evaluate", done)
-            record = self.evaluate(self.state, done)
+            record = self.evaluate(state, done)
             if record is not None:
                 self.write(record)
         owed, reason = evaluating and record is None, self.stop()
@@ -134,7 +132,7 @@ class Loop:
             self.phases.enter("save", done)
             going_on = {"meter": self.meter.state(), "owed": owed, "guard": self.recovery.state()}
             ending = bool(reason) or done == self.every.total
-            self.save(done, self.state, record, going_on, ending)
+            self.save(done, state, record, going_on, ending)
             self.saved = done
         if reason and (owed or done < self.every.total):
             raise self.preempted(reason, done)

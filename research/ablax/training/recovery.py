@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from ablax.run import RunFailed, RunFolder
 from ablax.training.guard import GuardConfig, released, why_refused
-from ablax.training.state import TrainState, without_hyper
+from ablax.training.seat import Seat, Steps, Wish
+from ablax.training.state import without_hyper
 
 Ranges = Sequence[Sequence[int]]
 NOTHING: Mapping[str, Any] = {"left_out": [], "last": 0, "row": 0}
@@ -113,27 +114,28 @@ class Recovery:
         """The loader's step, from 0, of the run's step, from 1."""
         return position(step - 1, self.left_out)
 
-    def repeat(
-        self, refused: Refused, state: TrainState, batches: Callable[[int], Any], engine: Any
-    ) -> tuple[TrainState, Any]:
+    def repeat(self, refused: Refused, seat: Seat, batches: Callable[[int], Any]) -> Steps:
         """Repeats a refused step from the state before it, which the guard kept, and goes on by the policy.
 
         Args:
+          seat: holds that state, and then the one after the step.
           batches: start step -> iterator.
-          engine: `step(state, batch) -> (state, metrics)`.
 
         Returns:
-          The state after the step, and its metrics; None for them if the step is left out.
+          The metrics of the step; None if it is left out.
 
         Raises:
           Diverged, Rewind: see `decide`.
         """
-        where = first_not_finite(without_hyper(state))
-        state, metrics = engine.step(released(state), next(batches(refused.step - 1)))
+        where = first_not_finite(without_hyper(seat.state))
+        seat.state = released(seat.state)
+        metrics = yield Wish(next(batches(refused.step - 1)))
         again = why_refused(metrics) is not None
         why = f"{where} is not finite" if where else refused.why
         self.decide(refused.step, why, again, poisoned=where is not None)
-        return (released(state, advance=True), None) if again else (state, metrics)
+        if again:
+            seat.state = released(seat.state, advance=True)
+        return None if again else metrics
 
     def decide(self, step: int, why: str, again: bool, poisoned: bool = False) -> None:
         """Returns if the run goes on: with the repeated step if that was good, else without the step.

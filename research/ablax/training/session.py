@@ -1,7 +1,7 @@
 """From a resolved experiment to its program: sizes, durations, schedule, module, engine."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -110,13 +110,15 @@ def hyper_of(experiment: Any) -> dict[str, Any]:
     }
 
 
-def build_engine(experiment: Any, program: Program) -> MeshEngine | PmapEngine:
-    """The engine of an experiment over its devices.
+def build_engine(
+    experiment: Any, program: Program, devices: Sequence[Any] | None = None
+) -> MeshEngine | PmapEngine:
+    """The engine of an experiment over these devices (None = all).
 
     Raises:
       RequestError: if batch or model do not divide over them.
     """
-    engine = build(experiment.parallel, program, jax.devices())
+    engine = build(experiment.parallel, program, jax.devices() if devices is None else devices)
     check_layout(experiment, engine.sizes)
     return engine
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from ablax.models.flops import training_flops_per_token
 
 # FLOP/s of dense bfloat16 matrix products of one device, by what JAX calls it; first match wins. NVIDIA's data sheets
@@ -27,6 +29,13 @@ PEAKS: Sequence[tuple[str, float]] = (
 def peak_flops(device_kind: str) -> float | None:
     """FLOP/s of dense bfloat16 products of one device; None if it is not in the table, as CPUs are not."""
     return next((peak for pattern, peak in PEAKS if re.search(pattern, device_kind)), None)
+
+
+def devices_now() -> dict[str, Any]:
+    """What a run computes on, for run.json."""
+    found = jax.devices()
+    kind = {"platform": found[0].platform, "kind": found[0].device_kind}
+    return {**kind, "count": len(found)}
 
 
 @dataclasses.dataclass(frozen=True)
