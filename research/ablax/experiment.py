@@ -30,6 +30,7 @@ from ablax.training.evaluators import EvaluationConfig
 from ablax.training.heartbeat import HeartbeatConfig
 from ablax.training.optimizers import OPTIMIZERS
 from ablax.training.parallel import ParallelConfig
+from ablax.training.rates import rates_of
 from ablax.training.schedules import SCHEDULES
 from ablax.training.session import CheckpointConfig
 from ablax.training.settings import TrainingConfig
@@ -77,6 +78,7 @@ class Experiment:
             raise RequestError(
                 "data.layout=streams needs a recurrent model; set model.kind=lstm or data.layout=windows"
             )
+        rates_of(self.model, self.optimizer)  # raises where they do not go together
         if self.training.batch_size % self.training.accumulation:
             raise RequestError(
                 f"training.batch_size={self.training.batch_size} does not divide into "
@@ -170,8 +172,8 @@ class Page:
             )
         return get(self.argument)
 
-    def get_sweep(self) -> list[dict[str, Any]]:
-        """The plan of the page: flat overrides, one dict per cell.
+    def get_sweep(self) -> Any:
+        """The plan of the page: a `Plan`, or flat overrides, one dict per cell.
 
         Raises:
           RequestError: if the file has none.
@@ -180,7 +182,7 @@ class Page:
             raise RequestError(
                 f"{self.path} has no get_sweep(); add one that returns a list of overrides, or use ablax train"
             )
-        return list(self.module.get_sweep())
+        return self.module.get_sweep()
 
 
 def read_experiment(spec: str) -> Page:

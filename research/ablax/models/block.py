@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax import struct
 
 from ablax.models.attention import Rule, window_mask
@@ -65,11 +66,12 @@ class SelfAttention(nn.Module):
         `cache` is `()` for attention within x, else the stacks [L B S K H].
         """
         config = self.config
-        std = INIT_STD * context.hyper["init_scale"]
+        std, growth = INIT_STD * context.hyper["init_scale"], config.growth
         heads, kv_heads, head_width = config.num_heads, config.kv_heads, config.width_per_head
 
         def project(name: str, count: int) -> Array:
-            y = make_linear(count * head_width, config.qkv_biased, config.dtype, std, name)(x)
+            std_in = std / growth.width**0.5
+            y = make_linear(count * head_width, config.qkv_biased, config.dtype, std_in, name)(x)
             return y.reshape(*context.rule.query_positions.shape, count, head_width)
 
         query, key = project("query", heads), project("key", kv_heads)
@@ -78,6 +80,9 @@ class SelfAttention(nn.Module):
             query, key = self._norm("query_norm")(query), self._norm("key_norm")(key)
         if context.rotation is not None:
             query, key = rotate(query, context.rotation), rotate(key, context.rotation)
+        if growth.head != 1:
+            # The core divides by the root of the head width H, muP by H itself.
+            query = query * jnp.asarray(growth.head**-0.5, query.dtype)
         query = constrain(query, "B T N H")
         key, value = constrain(key, "B S K H"), constrain(value, "B S K H")
         if cache:
@@ -87,7 +92,7 @@ class SelfAttention(nn.Module):
             cache = (keys, values)
         output = self._attend(query, key, value, bool(cache), layer, context)
         output = constrain(output, "B T N H").reshape(*x.shape[:-1], heads * head_width)
-        output_std = std * config.residual_init
+        output_std = std * config.residual_init / growth.attention**0.5
         return make_linear(x.shape[-1], config.bias, config.dtype, output_std, "out")(output), cache
 
     def _attend(self, query, key, value, cached: bool, layer: Layer, context: Context) -> Array:
@@ -137,7 +142,7 @@ class Block(nn.Module):
         """One layer, in the form that `nn.scan` wants: ((x, cache), layer, context) -> ((x, cache), None)."""
         config = self.config
         x, cache = carry
-        std = INIT_STD * context.hyper["init_scale"]
+        std, growth = INIT_STD * context.hyper["init_scale"], config.growth
 
         attention = SelfAttention(config, name="attention")
         norm = self._norm("attention_norm")
@@ -147,7 +152,8 @@ class Block(nn.Module):
 
         mlp = config.feedforward.build(config)
         norm = self._norm("mlp_norm")
-        y = mlp(norm(x) if config.pre_norm else x, std, std * config.residual_init, context)
+        stds = std / growth.width**0.5, std * config.residual_init / growth.inner**0.5
+        y = mlp(norm(x) if config.pre_norm else x, *stds, context)
         x = x + self._dropout(y, "mlp_dropout", context)
         x = x if config.pre_norm else norm(x)
 

@@ -185,6 +185,7 @@ class Experts(nn.Module):
       config: routing.
       inner_width: F of each expert.
       activation: a key of ACTIVATIONS or GATED.
+      growth: of the model's width in muP, whose root is in the `std` of a call already.
     """
 
     config: "ExpertsConfig"
@@ -192,6 +193,7 @@ class Experts(nn.Module):
     activation: Activation
     bias: bool
     dtype: str
+    growth: float = 1.0
 
     @nn.compact
     @typed
@@ -208,7 +210,9 @@ class Experts(nn.Module):
         """
         config, segments = self.config, context.rule.query_segments
         rows = constrain(x.reshape(*segments.shape, x.shape[-1]), "B T D").astype(self.dtype)
-        logits = Router(config.num_experts, name="router")(rows, std)
+        # Few outputs at every width: muP's output weights start smaller by the growth and not by its root.
+        router_std = std / self.growth**0.5
+        logits = Router(config.num_experts, name="router")(rows, router_std)
         found = routing.route(logits, config.experts_per_token, config.normalise)
         weights = self._weights(rows.shape[-1], std, output_std)
         counted = segments != 0

@@ -78,9 +78,8 @@ class ExpertsConfig:
 
     def build(self, config: "TransformerConfig") -> nn.Module:
         """The module `experts`."""
-        return Experts(
-            self, config.inner_width, config.activation, config.bias, config.dtype, name="experts"
-        )
+        widths = config.inner_width, config.activation, config.bias, config.dtype
+        return Experts(self, *widths, growth=config.growth.width, name="experts")
 
 
 FEEDFORWARD = {"dense": DenseConfig, "experts": ExpertsConfig}

@@ -16,6 +16,7 @@ class VocabularyHead(nn.Module):
       transform: first a linear layer, GELU and a norm, as BERT's masked-token head has.
       bias: add a vector [V].
       softcap: squash logits to (-softcap, softcap) by tanh (arXiv:2408.00118).
+      growth: of the model's width in muP, by which logits are divided (arXiv:2203.03466, table 8).
     """
 
     vocab_size: int
@@ -25,6 +26,7 @@ class VocabularyHead(nn.Module):
     norm: str
     norm_epsilon: float
     dtype: str
+    growth: float = 1.0
 
     @nn.compact
     @typed
@@ -36,7 +38,9 @@ class VocabularyHead(nn.Module):
     ) -> Float[Array, "*rows V"]:
         """Logits in float32. `table` is the tied embedding, None for an untied head; `std` is for initialisation."""
         if self.transform:
-            features = make_linear(features.shape[-1], True, self.dtype, std, "transform")(features)
+            inner_std = std / self.growth**0.5
+            inner = make_linear(features.shape[-1], True, self.dtype, inner_std, "transform")
+            features = inner(features)
             features = ACTIVATIONS["gelu"](features)
             features = make_norm(self.norm, self.norm_epsilon, True, self.dtype, "norm")(features)
         if table is None:
@@ -48,6 +52,8 @@ class VocabularyHead(nn.Module):
         kernel = kernel.astype(features.dtype)
         # Accumulated and kept in float32: the loss subtracts a log-sum over V from one of them.
         logits = jnp.einsum(equation, features, kernel, preferred_element_type=jnp.float32)
+        if self.growth != 1:
+            logits = logits / self.growth
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.vocab_size,))
             logits = logits + jnp.broadcast_to(bias, logits.shape)

@@ -81,6 +81,7 @@ class Transformer(nn.Module):
             config.norm,
             config.norm_epsilon,
             config.dtype,
+            config.growth.width,
         )
 
     def _norm(self) -> nn.Module:
@@ -183,7 +184,8 @@ class Transformer(nn.Module):
         std = INIT_STD * hyper["init_scale"]
         x = lookup(self.tokens(std), tokens)
         if config.scale_embeddings:
-            x = x * config.width**0.5
+            # In muP embeddings are of one size at every width, the base's.
+            x = x * (config.width / config.growth.width) ** 0.5
         added = self.positions.embedding(positions, std)
         x = x if added is None else x + added
         if config.num_token_types:

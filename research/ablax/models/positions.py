@@ -7,7 +7,7 @@ within each segment.
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -180,6 +180,9 @@ def t5_buckets(
 class NoPositions:
     """No positions: a causal model infers order from what each token can see (arXiv:2305.19466)."""
 
+    PER_HEAD: ClassVar[bool] = False
+    """Whether a learned table has a column for each head, instead of one for each feature of the model."""
+
     def build(self, sizes: Sizes) -> Positions:
         """The Linen module that holds the scheme's parameters and its three methods, see `Positions`."""
         return Positions(self, sizes)
@@ -252,6 +255,8 @@ class AlibiPositions(NoPositions):
 @dataclasses.dataclass(frozen=True)
 class T5Positions(NoPositions):
     """A learned bias for each head and bucket of relative positions, shared by all layers (arXiv:1910.10683)."""
+
+    PER_HEAD: ClassVar[bool] = True
 
     num_buckets: int = knob(32, "number of buckets; a bidirectional model splits them in two")
     max_distance: int = knob(128, "distance in tokens from which on all share the last bucket")

@@ -9,6 +9,7 @@ from ablax.models.feedforward import FEEDFORWARD
 from ablax.models.kernels import check_name
 from ablax.models.layers import GATED, Activation
 from ablax.models.network import Transformer
+from ablax.models.parametrisation import PARAMETRISATIONS, Growth, Rule, learning_rates
 from ablax.models.positions import POSITIONS, Sizes
 from ablax.models.presets import DECODERS, ENCODERS
 
@@ -67,6 +68,11 @@ class TransformerConfig:
     residual_dropout: float = knob(0.0, "dropout rate of each attention output", traced=True)
     mlp_dropout: float = knob(0.0, "dropout rate of each feed-forward output", traced=True)
     init_scale: float = knob(1.0, "initial weights are normal with std 0.02 x this", traced=True)
+    parametrisation: Any = family(
+        PARAMETRISATIONS,
+        "standard",
+        "how initial weights, multipliers and learning rates depend on the width (mup: arXiv:2203.03466)",
+    )
     scale_residual_init: bool = knob(
         True, "initial weights of projections into the residual path also / sqrt(2 L) (GPT-2)"
     )
@@ -133,6 +139,7 @@ class TransformerConfig:
             raise RequestError("norm_epsilon and init_scale must be above 0")
         if self.logit_softcap is not None and self.logit_softcap <= 0:
             raise RequestError(f"logit_softcap={self.logit_softcap} must be above 0, or none")
+        self.parametrisation.growth(self)
 
     @property
     def kv_heads(self) -> int:
@@ -147,8 +154,11 @@ class TransformerConfig:
     @property
     def inner_width(self) -> int:
         """Feed-forward width F."""
-        gated = -(-8 * self.width // 96) * 32
-        return self.feedforward_width or (gated if self.activation in GATED else 4 * self.width)
+        return self.feedforward_width or self.inner_width_of(self.width)
+
+    def inner_width_of(self, width: int) -> int:
+        """Feed-forward width F that a model width D has, unless `feedforward_width` says so."""
+        return -(-8 * width // 96) * 32 if self.activation in GATED else 4 * width
 
     @property
     def qkv_biased(self) -> bool:
@@ -164,6 +174,15 @@ class TransformerConfig:
     def residual_init(self) -> float:
         """Factor on initial weights of projections into the residual path."""
         return (2 * self.num_layers) ** -0.5 if self.scale_residual_init else 1.0
+
+    @property
+    def growth(self) -> Growth:
+        """How many times as wide as the base of muP this model is; 1 in the standard parametrisation."""
+        return self.parametrisation.growth(self)
+
+    def learning_rates(self, rule: Rule) -> tuple[tuple[str, float], ...]:
+        """(regular expression on a parameter's path, factor on its learning rate), first match wins; none = all one."""
+        return learning_rates(self, rule)
 
     @property
     def windows(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,12 @@ UNIT_INTERVAL = re.compile(r"b[1-3]|momentum|decay|rho")
 class Optimizer:
     """What every optimizer has: a peak learning rate, ranges, and `build(hyper, learning_rate,
     decay_mask)`.
+
+    `WIDTH_RULE` says how its learning rate must follow a model's width in muP: `adam`, `sgd`, or
+    None where that is not known (see `models.parametrisation.Rule`).
     """
+
+    WIDTH_RULE: ClassVar[Literal["adam", "sgd"] | None] = None
 
     learning_rate: float = knob(1e-3, "peak learning rate", traced=True)
 

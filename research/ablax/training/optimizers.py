@@ -17,6 +17,7 @@ from optax import contrib
 from ablax.config import knob
 from ablax.training.masks import by_rule, own_buffers, per_layer
 from ablax.training.optax_kinds import Optimizer, optax_kinds
+from ablax.training.rates import Rates, per_rate
 
 Hyper = Mapping[str, Any]
 Schedule = Callable[[Any], Any]
@@ -36,6 +37,8 @@ MATRICES = (
 @dataclasses.dataclass(frozen=True)
 class AdamWConfig(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2)."""
+
+    WIDTH_RULE: ClassVar = "adam"
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "gpt3": {"b2": 0.95, "weight_decay": 0.1},
@@ -65,6 +68,8 @@ class AdamWConfig(Optimizer):
 class AdamConfig(Optimizer):
     """Adam (Kingma and Ba 2015, algorithm 1), without weight decay."""
 
+    WIDTH_RULE: ClassVar = "adam"
+
     b1: float = knob(0.9, "decay of the first moment, per step", traced=True)
     b2: float = knob(0.999, "decay of the second moment, per step", traced=True)
     eps: float = knob(1e-8, "added to the root of the second moment", traced=True)
@@ -82,6 +87,8 @@ class SGDConfig(Optimizer):
     PyTorch.
     """
 
+    WIDTH_RULE: ClassVar = "sgd"
+
     learning_rate: float = knob(1.0, "peak learning rate", traced=True)
     momentum: float = knob(0.0, "decay of the velocity, per step; 0 keeps none", traced=True)
     nesterov: bool = knob(False, "look ahead along the velocity (Sutskever et al. 2013)")
@@ -96,6 +103,8 @@ class SGDConfig(Optimizer):
 @dataclasses.dataclass(frozen=True)
 class LionConfig(Optimizer):
     """Lion: the sign of an interpolated momentum (Chen et al. 2023, algorithm 2)."""
+
+    WIDTH_RULE: ClassVar = "adam"
 
     learning_rate: float = knob(
         1e-4, "peak learning rate, 3 to 10 times below AdamW's", traced=True
@@ -256,7 +265,11 @@ OPTIMIZERS: dict[str, type] = {
 
 
 def build_optimizer(
-    config: Any, hyper: Hyper, learning_rate: Schedule, decay_mask: DecayMask
+    config: Any,
+    hyper: Hyper,
+    learning_rate: Schedule,
+    decay_mask: DecayMask,
+    rates: Rates = (),
 ) -> optax.GradientTransformation:
     """The transformation of a config, with a state that shares no buffer with parameters or knobs.
 
@@ -267,8 +280,13 @@ def build_optimizer(
       learning_rate: step (int32) -> learning rate, the knob times the schedule's factor.
       decay_mask: parameters -> tree of bool, True where weight decay acts (see
         `DecayConfig.build`).
+      rates: factors on the learning rates of some parameters, see `rates.per_rate`.
     """
-    return own_buffers(config.build(hyper, learning_rate, decay_mask))
+
+    def build(hyper: Hyper, learning_rate: Schedule) -> Any:
+        return config.build(hyper, learning_rate, decay_mask)
+
+    return own_buffers(per_rate(build, hyper, learning_rate, rates))
 
 
 def evaluation_params(config: Any, opt_state: Any, params: Any) -> Any:

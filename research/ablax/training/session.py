@@ -13,6 +13,7 @@ from ablax.distributed import ranks
 from ablax.models.feedforward import ExpertsConfig
 from ablax.objectives.batch import vocabulary_of
 from ablax.training.parallel import MeshEngine, PmapEngine, build
+from ablax.training.rates import rates_of
 from ablax.training.rows import rows_of_process
 from ablax.training.sharding import row_shards
 from ablax.training.state import TrainState, scalars
@@ -99,6 +100,7 @@ def build_program(experiment: Any, vocab_size: int, clock: Clock) -> Program:
         config=frozen.training,
         spec=frozen.objective.batch_spec(frozen.training.batch_size, length),
         streams=frozen.data.layout == "streams",
+        rates=rates_of(frozen.model, frozen.optimizer),
     )
 
 

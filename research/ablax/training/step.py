@@ -17,6 +17,7 @@ from ablax.training.guard import ACCEPTED, GuardState, judge
 from ablax.training.masks import clipping
 from ablax.training.micro import join_rows, split_rows
 from ablax.training.optimizers import build_optimizer, evaluation_params
+from ablax.training.rates import Rates
 from ablax.training.settings import TrainingConfig
 from ablax.training.state import TrainState, key_of
 
@@ -33,6 +34,7 @@ class Program:
       config: accumulation, clipping, averaging.
       spec: shapes and dtypes of a global batch.
       streams: whether a recurrent carry goes from batch to batch.
+      rates: factors on the learning rates of some parameters (see `rates.rates_of`).
     """
 
     module: Any
@@ -42,6 +44,7 @@ class Program:
     config: TrainingConfig
     spec: Mapping[str, jax.ShapeDtypeStruct]
     streams: bool = False
+    rates: Rates = ()
 
     def __post_init__(self):
         if self.config.loss_chunk is not None and not splits(self.module):
@@ -57,7 +60,8 @@ class Program:
         def rate(step: Array) -> Array:
             return own["learning_rate"] * self.schedule(factor, step)
 
-        return build_optimizer(self.optimizer, own, rate, self.config.decay.build())
+        mask = self.config.decay.build()
+        return build_optimizer(self.optimizer, own, rate, mask, self.rates)
 
     def init(self, rng: Array, hyper: Mapping[str, Any]) -> TrainState:
         """A fresh state.
