@@ -26,10 +26,13 @@ import numpy as np
 
 from ablax.config import RequestError
 from ablax.sweeps.fractions import fraction_of
+from ablax.sweeps.keys import ARM as ARM
+from ablax.sweeps.keys import REPEAT as REPEAT
+from ablax.sweeps.keys import SEED as SEED
+from ablax.sweeps.match import match as match
 
 Overrides = dict[str, Any]
 Toggles = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
-ARM, SEED, REPEAT = "arm", "seed", "repeat"
 
 
 @dataclasses.dataclass(frozen=True)
