@@ -197,9 +197,9 @@ class Stage:
         class Engine:
             over = staticmethod(contextlib.nullcontext)
 
-            def __init__(self, experiment, program):
+            def __init__(self, experiment, program, devices):
                 self.program = program
-                real = build(experiment, program)
+                real = build(experiment, program, devices)
                 note((type(real).__name__, real.sizes, str(getattr(real, "rules", None))))
 
             def init(self, rng, hyper):
@@ -236,7 +236,7 @@ class Stage:
 
         def score(name):
             def fake(module, params, documents, *, names, hyper, **options):
-                for functions in ("vocabulary", "put"):
+                for functions in ("vocabulary", "put", "choices"):
                     options.pop(functions, None)
                 note((name, names, options, documents.tokens.tobytes()))
                 ones = np.ones(len(names))
@@ -248,7 +248,7 @@ class Stage:
         build = session.build_engine
         monkeypatch.setattr(session, "build_engine", Engine)
         monkeypatch.setattr(descent, "Checkpoints", Checkpoints)
-        for name in ("score_documents", "score_masked", "score_pseudo_likelihood"):
+        for name in ("score_documents", "score_masked", "score_pseudo_likelihood", "score_choices"):
             monkeypatch.setattr(evaluators, name, score(name))
         for name in ("ConsoleWriter", "TensorBoardWriter"):
             monkeypatch.setattr(writers, name, self.writer(name))

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 
 from ablax.config import RequestError
 
-Measure = Literal["likelihood", "pseudo_likelihood", "masked"]
+Measure = Literal["likelihood", "pseudo_likelihood", "masked", "choice"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class MetricIdentity:
     together.
 
     Attributes:
-      measure: `likelihood`, `pseudo_likelihood` (Salazar et al. 2020) or `masked`.
+      measure: `likelihood`, `pseudo_likelihood` (Salazar et al. 2020), `masked`, or `choice` (see `score_choices`).
       document_rule: `document` (each from its own start) or `stream` (windows over the joined
         documents).
       context_length: tokens of context at most; None: all of the document so far.
@@ -83,6 +83,8 @@ class MetricIdentity:
             return "a pseudo-log-likelihood sees both sides of a token, so it is no probability"
         if self.measure == "masked":
             return "only the masked tokens are scored, each given tokens on both sides"
+        if self.measure == "choice":
+            return "a choice between a few tokens at chosen places is no probability of a text"
         if not self.lossless:
             return "the tokenizer is lossy: its tokens do not stand for all bytes of the text"
         return None
@@ -97,13 +99,14 @@ PREFIXES: dict[Measure, str] = {
     "likelihood": "",
     "pseudo_likelihood": "pseudo_",
     "masked": "masked_",
+    "choice": "choice_",
 }
 
 
 def metric_names(measure: Measure) -> tuple[str, ...]:
     """What `totals` may report of a measure, beside sizes; which of it depends on tokenizer and model."""
-    if measure == "masked":
-        return ("masked_nats_per_token", "masked_accuracy")
+    if measure in ("masked", "choice"):
+        return (f"{measure}_nats_per_token", f"{measure}_accuracy")
     names = ("nats_per_token", "perplexity", "bits_per_byte", "token_accuracy")
     return tuple(PREFIXES[measure] + name for name in names)
 
@@ -114,8 +117,8 @@ def totals(scores: Scores, identity: MetricIdentity) -> dict[str, float]:
     Returns:
       `documents`, `tokens`, `bytes`, and by measure: `nats_per_token`, `perplexity`,
       `token_accuracy` and, for lossless tokenizers, `bits_per_byte`; the same with `pseudo_`
-      before; or `masked_nats_per_token` and `masked_accuracy`. `token_accuracy` is missing where it
-      was not computed.
+      before; or `masked_nats_per_token` and `masked_accuracy`, and the same of `choice`.
+      `token_accuracy` is missing where it was not computed.
 
     Raises:
       RequestError: if no token counts.
@@ -130,13 +133,17 @@ def totals(scores: Scores, identity: MetricIdentity) -> dict[str, float]:
     prefix = PREFIXES[identity.measure]
     result = {"documents": float(len(scores.names)), "tokens": tokens, "bytes": size}
     result[f"{prefix}nats_per_token"] = nats / tokens
-    if identity.measure != "masked":
+    if identity.measure not in ("masked", "choice"):
         per_token = nats / tokens
         result[f"{prefix}perplexity"] = math.exp(per_token) if per_token < 700 else math.inf
         if identity.lossless and size:
             result[f"{prefix}bits_per_byte"] = nats / math.log(2) / size
     if not math.isnan(correct):
-        name = "masked_accuracy" if identity.measure == "masked" else f"{prefix}token_accuracy"
+        name = (
+            f"{prefix}accuracy"
+            if identity.measure in ("masked", "choice")
+            else f"{prefix}token_accuracy"
+        )
         result[name] = correct / tokens
     return result
 

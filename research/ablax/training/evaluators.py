@@ -10,6 +10,7 @@ import numpy as np
 
 from ablax.config import Duration, RequestError, knob
 from ablax.data.corpus import Corpus
+from ablax.evaluation.choices import bracket_tokens, score_choices
 from ablax.evaluation.masked import score_masked, score_pseudo_likelihood
 from ablax.evaluation.ngram_scoring import score_documents_by_ngram
 from ablax.evaluation.pieces import Documents
@@ -50,6 +51,11 @@ class EvaluationConfig:
         16, "Masked models: documents of the pseudo-log-likelihood, 0 leaves it out."
     )
     pseudo_every: int = knob(8, "Masked models: every n-th token of them is scored.")
+    choices: int = knob(
+        0,
+        "Closing brackets of held-out text that neural models, causal and masked alike, choose among ) ] }, given all "
+        "that stands around; 0 leaves it out.",
+    )
 
     def __post_init__(self):
         for name in ("documents", "context", "stride"):
@@ -58,8 +64,9 @@ class EvaluationConfig:
         for name in ("batch_rows", "pseudo_every"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.pseudo_documents < 0:
-            raise RequestError(f"pseudo_documents={self.pseudo_documents} must be 0 or more")
+        for name in ("pseudo_documents", "choices"):
+            if getattr(self, name) < 0:
+                raise RequestError(f"{name}={getattr(self, name)} must be 0 or more")
 
 
 def check_split(corpus: Corpus, split: str) -> None:
@@ -70,10 +77,11 @@ def check_split(corpus: Corpus, split: str) -> None:
 
 def metrics_of(experiment: Any) -> tuple[str, ...]:
     """The metrics that an experiment's evaluations may report."""
+    choice = metric_names("choice") if experiment.evaluation.choices else ()
     if experiment.objective.CAUSAL:
-        return metric_names("likelihood")
+        return metric_names("likelihood") + choice
     pseudo = metric_names("pseudo_likelihood") if experiment.evaluation.pseudo_documents else ()
-    return metric_names("masked") + pseudo
+    return metric_names("masked") + pseudo + choice
 
 
 def sample(corpus: Corpus, split: str, count: int | None) -> tuple[Documents, tuple[str, ...]]:
@@ -136,10 +144,14 @@ class Evaluator:
         step: int,
         last: bool = True,
     ) -> dict[str, Any]:
-        """The record of a Linen model at a step; the pseudo-log-likelihood, which costs most, only at the `last`."""
+        """The record of a Linen model at a step; pseudo-log-likelihood and choices, which cost most, at the `last`."""
         if self.objective.CAUSAL:
-            return self.record(step, self._causal(module, params, hyper))
-        return self.record(step, self._masked(module, params, hyper, last))
+            results = self._causal(module, params, hyper)
+        else:
+            results = self._masked(module, params, hyper, last)
+        if self.config.choices and last:
+            results.append(self._choices(module, params, hyper))
+        return self.record(step, results)
 
     def fitted(self, model: Any) -> dict[str, Any]:
         """The record of an n-gram model."""
@@ -150,10 +162,13 @@ class Evaluator:
         record: dict[str, Any] = {"step": step, "split": self.split}
         for scores, identity in results:
             found = totals(scores, identity)
-            if identity.measure == "pseudo_likelihood":  # its own, smaller, sample of tokens
-                found = {k: v for k, v in found.items() if k.startswith("pseudo_")}
+            if identity.measure in (
+                "pseudo_likelihood",
+                "choice",
+            ):  # their own, smaller, samples of tokens
+                found = {k: v for k, v in found.items() if k in metric_names(identity.measure)}
             record |= found
-            if not identity.to_dict()["comparable"]:
+            if identity.measure != "choice" and not identity.to_dict()["comparable"]:
                 record |= {"comparable": False, "reason": identity.reason}
             suffix = "" if identity.measure == "likelihood" else f"-{identity.measure}"
             name = f"{self.split}-{step}{self.label}{suffix}"
@@ -209,6 +224,17 @@ class Evaluator:
             )
             results.append(pseudo)
         return results
+
+    def _choices(self, module: Any, params: Any, hyper: Any) -> tuple[Scores, MetricIdentity]:
+        return score_choices(
+            module,
+            params,
+            self.documents,
+            choices=bracket_tokens(self.corpus.tokenizer),
+            mask=None if self.objective.CAUSAL else self.corpus.tokenizer.specials.mask,
+            count=self.config.choices,
+            **self._common(hyper),
+        )
 
     def _common(self, hyper: Any) -> dict[str, Any]:
         return {
