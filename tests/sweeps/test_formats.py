@@ -1,6 +1,7 @@
 """A report in other formats: what a browser and LaTeX make of it."""
 
 import html.parser
+import io
 import re
 import shutil
 import subprocess
@@ -67,6 +68,7 @@ FOUND = {
         }
     ],
     "no_effects": None,
+    "responses": [],
     "planned": 4,
     "statuses": {"finished": 3, "failed": 1},
     "unfinished": [
@@ -87,7 +89,10 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     assert differences(FOUND, folder / "differences.png")
     made = folder / "report.html"
-    made.write_text(page_of(FOUND, {"Differences": folder / "differences.png"}), encoding="utf-8")
+    night = io.BytesIO()
+    assert differences(FOUND, night, dark=True)
+    pictures = {"Differences": folder / "differences.png"}
+    made.write_text(page_of(FOUND, pictures, {"Differences": night.getvalue()}), encoding="utf-8")
     return made
 
 
@@ -114,7 +119,10 @@ def test_the_page_needs_nothing_beside_it_and_runs_nothing(page):
     assert "b" not in names
     assert "i" not in names
     assert "link" not in names
-    sources = [attrs.get("src") or attrs.get("href") or "data:" for _, attrs in read.tags]
+    sources = [
+        attrs.get("src") or attrs.get("srcset") or attrs.get("href") or "data:"
+        for _, attrs in read.tags
+    ]
     assert all(source.startswith("data:") for source in sources)
     assert "url(" not in page.read_text()
     for row in rows(FOUND):

@@ -3,16 +3,17 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ablax.history import LOSSES, Curve, curve, unit
 from ablax.run import RunFolder
 from ablax.sweeps.cells import read_plan
+from ablax.sweeps.pictures import canvas
 
 # Okabe and Ito's palette: told apart with colour-blind eyes too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,51 +30,54 @@ class Panel:
     curves: Mapping[str, Sequence[Curve]]
 
 
-def panels(sweep: Path, apart: Iterable[str] = ()) -> list[Panel]:
+def panels(sweep: Path, apart: Iterable[str] = (), metric: str | None = None) -> list[Panel]:
     """The validation curves of a sweep: first those of the primary metric, then those of other metrics.
 
     Args:
       apart: arms that must not stand beside the others even where their metric has the same name.
+      metric: in place of the plan's.
     """
     plan, apart = read_plan(sweep), set(apart)
+    metric = metric or str(plan["metric"])
     grouped: dict[tuple[bool, str], dict[str, list[Curve]]] = {}
     for cell in plan["cells"]:
         records = list(RunFolder(sweep / cell["folder"]).metrics())
-        found = curve(records, "validation", (plan["metric"], *LOSSES))
+        found = curve(records, "validation", (metric, *LOSSES))
         if found:
             key = (cell["arm"] in apart, found.metric)
             grouped.setdefault(key, {}).setdefault(cell["arm"], []).append(found)
-    order = sorted(grouped, key=lambda key: (key[0], key[1] != plan["metric"]))
-    return [Panel(key[1], key[0] or key[1] != plan["metric"], grouped[key]) for key in order]
+    order = sorted(grouped, key=lambda key: (key[0], key[1] != metric))
+    return [Panel(key[1], key[0] or key[1] != metric, grouped[key]) for key in order]
 
 
-def learning_curves(sweep: Path | str, out_path: Path | str, apart: Iterable[str] = ()) -> bool:
-    """Draws the validation curves: seeds as thin lines, their mean as a thick one, a single value as a level.
+def learning_curves(
+    sweep: Path | str,
+    out: Path | str | BinaryIO,
+    apart: Iterable[str] = (),
+    dark: bool = False,
+    metric: str | None = None,
+) -> bool:
+    """Draws the validation curves: the mean over seeds, with a band from the lowest seed to the highest.
+
+    A single value is drawn as a level.
 
     Args:
       sweep: the sweep's folder.
-      out_path: `.png` or `.svg`.
+      out, dark: see `canvas`.
       apart: arms that get a panel of their own because their numbers are not comparable.
+      metric: in place of the plan's.
 
     Returns:
       Whether there was anything to draw; if not, nothing is written.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     sweep = Path(sweep)
-    plan, shown = read_plan(sweep), panels(sweep, apart)
+    plan, shown = read_plan(sweep), panels(sweep, apart, metric)
     if not shown:
         return False
     colors = {arm: COLORS[index % len(COLORS)] for index, arm in enumerate(plan["arms"])}
-    figure = Figure(figsize=(6.4 * len(shown), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    # Names of arms are no formulas.
-    with matplotlib.rc_context({"text.parse_math": False}):
+    with canvas(out, 6.4 * len(shown), 4.4, dark) as figure:
         for axes, panel in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
             _draw(axes, panel, colors)
-        figure.savefig(out_path, dpi=150)
     return True
 
 
@@ -86,17 +90,18 @@ def _draw(axes: Any, panel: Panel, colors: Mapping[str, str]) -> None:
             level = float(np.mean([c.values[-1] for c in curves]))
             axes.axhline(level, linestyle="--", linewidth=1.8, label=f"{label}, one value", **style)
             continue
-        for one in curves if len(curves) > 1 else ():
-            axes.plot(one.steps, one.values, linewidth=0.7, alpha=0.5, **style)
         shared = sorted(set.intersection(*(set(c.steps) for c in curves)))
         rows = [dict(zip(c.steps, c.values, strict=True)) for c in curves]
         means = [float(np.mean([row[step] for row in rows])) for step in shared]
+        if len(curves) > 1:
+            ends = [[pick(row[step] for row in rows) for step in shared] for pick in (min, max)]
+            axes.fill_between(shared, *ends, alpha=0.25, linewidth=0, **style)
         marker = "o" if len(shared) <= 20 else None
         axes.plot(shared, means, linewidth=2, marker=marker, markersize=3.5, label=label, **style)
     if panel.apart:
         axes.set_title("not comparable with the other arms", fontsize="medium")
     axes.set_xlim(0, longest * 1.03 or 1)
-    axes.set_xlabel("optimizer steps")
+    axes.set_xlabel("optimizer steps; bands: lowest to highest seed")
     axes.set_ylabel(f"validation {unit(panel.metric)}")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -140,14 +140,7 @@ def effects_of(
     plan: Mapping[str, Any], values: Mapping[str, Mapping[int, float]]
 ) -> dict[str, Any]:
     """`effects` of a factorial plan, None of another; `no_effects`: why they are not told, if so."""
-    overrides = {}
-    for cell in plan["cells"]:
-        own = {
-            path: value
-            for path, value in cell["overrides"].items()
-            if path not in ("seed", "repeat")
-        }
-        overrides.setdefault(cell["arm"], own)
+    overrides = overrides_of(plan)
     factors = factors_of(overrides, plan["baseline"])
     if factors is None:
         return {"effects": None, "no_effects": None}
@@ -160,3 +153,11 @@ def effects_of(
         return {"effects": None, "no_effects": "cells are missing, not comparable or diverged"}
     found = effects(values, factors)
     return {"effects": [dataclasses.asdict(one) for one in found], "no_effects": None}
+
+
+def overrides_of(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm -> what the plan sets for it, without seeds."""
+    return {
+        cell["arm"]: {k: v for k, v in cell["overrides"].items() if k not in ("seed", "repeat")}
+        for cell in plan["cells"]
+    }

@@ -2,46 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ablax.history import higher_is_better
+from ablax.sweeps.pictures import canvas, ink
 from ablax.sweeps.statistics import CONFIDENCE
 
 ACCENT, MUTED = "#0072B2", "#777777"
 
 
-def differences(found: Mapping[str, Any], out_path: Path | str) -> bool:
+def differences(found: Mapping[str, Any], out: Path | str | BinaryIO, dark: bool = False) -> bool:
     """Draws a forest plot: differences from the baseline with their intervals, those of single pairs as crosses.
 
     Those that the table does not star are drawn in grey, whatever their unadjusted p.
 
     Args:
       found: what `report` returns.
-      out_path: `.png` or `.svg`.
+      out, dark: see `canvas`.
 
     Returns:
       Whether there was anything to draw; if not, nothing is written.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows = [row for row in found["arms"] if row["difference"] is not None]
     if not rows:
         return False
-    figure = Figure(figsize=(6.4, 1.2 + 0.45 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    # Names of arms are no formulas.
-    with matplotlib.rc_context({"text.parse_math": False}):
-        _draw(figure.subplots(), rows, found)
-        figure.savefig(out_path, dpi=150)
+    with canvas(out, 6.4, 1.2 + 0.45 * len(rows), dark) as figure:
+        _draw(figure.subplots(), rows, found, ink(dark))
     return True
 
 
-def _draw(axes: Any, rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
+def _draw(
+    axes: Any, rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any], color: str
+) -> None:
     for place, row in enumerate(rows):
         _interval(axes, place, row)
-    axes.axvline(0, color="black", linewidth=1)
+    axes.axvline(0, color=color, linewidth=1)
     axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     better = "right" if higher_is_better(found["metric"]) else "left"

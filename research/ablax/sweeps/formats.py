@@ -37,12 +37,15 @@ li { margin: .3rem 0; }
 """
 
 
-def html(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
+def html(
+    found: Mapping[str, Any], pictures: Mapping[str, Path], night: Mapping[str, bytes] = {}
+) -> str:
     """The report as a page: light or dark as the reader's system is, narrow or wide, no network.
 
     Args:
       found: what `report` returns.
       pictures: what each shows -> a PNG file, which is put into the page.
+      night: the same for dark pages, as PNG bytes, where there is one.
     """
     title = escaping.escape(found["experiment"] or "Sweep")
     body = "\n".join(_row(found, row) for row in rows(found))
@@ -52,8 +55,10 @@ def html(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
         f"<thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>"
     ]
     for shown, path in pictures.items():
-        data = base64.b64encode(path.read_bytes()).decode()
-        image = f'<img alt="{escaping.escape(shown)}" src="data:image/png;base64,{data}">'
+        image = f'<img alt="{escaping.escape(shown)}" src="{_data(path.read_bytes())}">'
+        if shown in night:
+            media = 'media="(prefers-color-scheme: dark)"'
+            image = f'<picture><source {media} srcset="{_data(night[shown])}">{image}</picture>'
         parts.append(f"<figure>{image}</figure>")
     for heading, lines in (
         ("Not comparable with these", apart(found)),
@@ -71,6 +76,10 @@ def html(found: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
+
+
+def _data(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 
 
 def _row(found: Mapping[str, Any], row: tuple[str, ...]) -> str:

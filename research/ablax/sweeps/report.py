@@ -1,8 +1,9 @@
 """What a sweep says: a table of arms with seed-paired differences from the baseline, and a page with the picture."""
 
 import dataclasses
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from ablax.sweeps.audit import audit, changes, flops, same_batches
 from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.curves import learning_curves
 from ablax.sweeps.documents import bootstrap, read_sums, standard_error
-from ablax.sweeps.effects import effects_of
+from ablax.sweeps.effects import effects_of, overrides_of
 from ablax.sweeps.forest import differences
 from ablax.sweeps.formats import html, latex
 from ablax.sweeps.noise import floor, noise, repeats_of, starred
 from ablax.sweeps.page import markdown
+from ablax.sweeps.response import Response, draw, responses
 from ablax.sweeps.statistics import Comparison, compare, diverged, seeds_needed, summary
 
-CURVES, FOREST = "curves.png", "differences.png"
+CURVES, FOREST, RESPONSE = "curves.png", "differences.png", "responses.png"
 
 
 def report(
@@ -37,7 +39,8 @@ def report(
     Returns:
       `metric`, `unit`, `baseline`, `experiment`; `exploratory`: what of these is not the plan's; `arms`: one dict per
       comparable arm, best mean first; `not_comparable`: arms whose metric means something else, each with the reason;
-      `noise`: see `Noise`; `effects`: see `Effect`, None without a factorial plan; and what `audit` returns.
+      `noise`: see `Noise`; `effects`: see `Effect`, None without a factorial plan; `responses`: see
+      `Response`; and what `audit` returns.
 
     Raises:
       RequestError: if the folder holds no sweep, or no finished cell has the metric.
@@ -119,6 +122,9 @@ def report(
         "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
         "noise": dataclasses.asdict(noises),
         **effects_of(plan, values),
+        "responses": [
+            dataclasses.asdict(one) for one in responses(overrides_of(plan), values, metric)
+        ],
         **checked,
     }
 
@@ -251,19 +257,26 @@ def write(
 
     Returns:
       What `report` returns, with the paths `page` (report.md), `html` (report.html), `latex` (report.tex), `picture`
-      (curves.png) and `differences` (differences.png); None for a picture of nothing.
+      (curves.png), `differences` (differences.png) and `response` (responses.png); None for a picture of nothing.
     """
     sweep = Path(sweep)
     found = report(sweep, metric, baseline)
     other = [row["arm"] for row in found["not_comparable"]]
-    drawn = {
-        "Learning curves": sweep / CURVES
-        if learning_curves(sweep, sweep / CURVES, other)
-        else None,
-        "Differences from the baseline": sweep / FOREST
-        if differences(found, sweep / FOREST)
-        else None,
+    curved = [Response(**one) for one in found["responses"]]
+    drawings: dict[str, tuple[str, Callable[[Any, bool], bool]]] = {
+        "Learning curves": (
+            CURVES,
+            lambda out, dark: learning_curves(sweep, out, other, dark, found["metric"]),
+        ),
+        "Differences from the baseline": (FOREST, lambda out, dark: differences(found, out, dark)),
+        "Responses": (RESPONSE, lambda out, dark: draw(curved, found["unit"], out, dark)),
     }
+    drawn, night = {}, {}
+    for shown, (name, made) in drawings.items():
+        drawn[shown] = sweep / name if made(sweep / name, False) else None
+        if drawn[shown]:
+            made(dark := io.BytesIO(), True)
+            night[shown] = dark.getvalue()
     pictures = {shown: path for shown, path in drawn.items() if path}
     files = {
         "page": sweep / "report.md",
@@ -272,8 +285,8 @@ def write(
     }
     names = {shown: path.name for shown, path in pictures.items()}
     files["page"].write_text(markdown(found, names), encoding="utf-8")
-    files["html"].write_text(html(found, pictures), encoding="utf-8")
+    files["html"].write_text(html(found, pictures, night), encoding="utf-8")
     files["latex"].write_text(latex(found), encoding="utf-8")
-    curves, forest = drawn.values()
-    paths = {**files, "picture": curves, "differences": forest}
+    curves, forest, curved_at = drawn.values()
+    paths = {**files, "picture": curves, "differences": forest, "response": curved_at}
     return {**found, **{name: path and str(path) for name, path in paths.items()}}

@@ -79,6 +79,18 @@ def effects(found: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def responses(found: Mapping[str, Any]) -> list[str]:
+    """Where the best of a grid lies, one line for each curve or map."""
+    lines = []
+    for one in found["responses"]:
+        best = ", ".join(f"{k} {v:g}" for k, v in zip(one["knobs"], one["best"], strict=True))
+        line = f"{one['others']}: " * bool(one["others"]) + f"best at {best}"
+        if one["edges"]:
+            line += f", on the edge of the grid in {', '.join(one['edges'])}: a better one may lie beyond"
+        lines.append(line)
+    return lines
+
+
 def documents(found: Mapping[str, Any]) -> list[str]:
     """How these trained models differ on other documents: no claim about a method."""
     lines = [
@@ -98,6 +110,7 @@ def sections(found: Mapping[str, Any]) -> dict[str, list[str]]:
     """Heading -> lines; those without lines are left out."""
     made = {
         "Effects of the parts": effects(found),
+        "Responses": responses(found),
         "Noise": noise(found),
         "What was planned and what was run": runs(found),
         "These trained models only": documents(found),
