@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from ablax.config import RequestError
 from ablax.sweeps.boundaries import Anytime, Spending
@@ -118,9 +119,9 @@ def test_many_seeds_have_the_boundaries_of_z():
         ("obrien_fleming", (4.877, 3.357, 2.680, 2.290, 2.031)),
         ("pocock", (2.438, 2.427, 2.410, 2.397, 2.386)),
     ):
-        rule = Spending((16, 32, 48, 64, 80), kind)
+        rule = Spending((8, 16, 24, 32, 40), kind)
         z = [stats.norm.isf(stats.t.sf(rule.critical(n, 0.05), n - 1)) for n in rule.at]
-        assert z == pytest.approx(published, rel=0.02)
+        assert z == pytest.approx(published, rel=0.015)
 
 
 def test_evidence_is_the_integral_that_it_is_said_to_be():
@@ -178,6 +179,30 @@ def test_an_arm_that_differs_stops_and_its_interval_says_so():
     assert low < narrow[0] < narrow[1] < high
     half = rule.critical(3, 0.025) * 0.01 / math.sqrt(3)
     assert high - low == pytest.approx(2 * half)
+
+
+def test_holm_is_statsmodels():
+    """Catches: Bonferroni, an order that is not undone."""
+    p = np.random.default_rng(2).uniform(0, 0.2, (4, 4))
+    expected = [multipletests(row, method="holm")[1] for row in p]
+    np.testing.assert_allclose(holm(p), expected)
+
+
+def test_the_chance_of_a_later_claim_is_the_predictive_one():
+    """One seed more is Student's t around the mean so far, wider by its error. Catches: an effect taken for known, a
+    deviation of n degrees of freedom, a deviation divided twice."""
+    rule = Spending((2, 3), "pocock", level=0.2, futility=0.1)
+    differences = np.array([0.4, 1.0])
+    values = as_values(differences[None])
+    found = judge(rule, values, "arm 0", list(values), range(3))["arm 1"].looks[0]
+    following = stats.t.ppf((np.arange(4000) + 0.5) / 4000, 1) * math.sqrt(1 + 1 / 2)
+    following = differences.mean() + following * differences.std(ddof=1)
+    later = np.column_stack([np.broadcast_to(differences, (4000, 2)), following])
+    exact = (rule.p(3, t_of(later, 3)) <= rule.level).mean()
+    assert 0.2 < exact < 0.8
+    assert found.chance == pytest.approx(
+        exact, abs=0.025
+    )  # three standard deviations of 4,000 draws
 
 
 def test_futile_arms_stop_and_never_because_of_a_family():
