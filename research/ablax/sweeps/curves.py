@@ -14,6 +14,8 @@ from ablax.sweeps.pictures import canvas
 
 # Okabe and Ito's palette: told apart with colour-blind eyes too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+LINES = ("-", "--", ":", "-.")
+"""Of the first arms that have each colour once, of the next ones, and so on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,28 +76,34 @@ def learning_curves(
     plan, shown = read_plan(sweep), panels(sweep, apart, metric)
     if not shown:
         return False
-    colors = {arm: COLORS[index % len(COLORS)] for index, arm in enumerate(plan["arms"])}
+    styles = {
+        arm: {
+            "color": COLORS[index % len(COLORS)],
+            "linestyle": LINES[index // len(COLORS) % len(LINES)],
+        }
+        for index, arm in enumerate(plan["arms"])
+    }
     with canvas(out, 6.4 * len(shown), 4.4, dark) as figure:
         for axes, panel in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
-            _draw(axes, panel, colors)
+            _draw(axes, panel, styles)
     return True
 
 
-def _draw(axes: Any, panel: Panel, colors: Mapping[str, str]) -> None:
+def _draw(axes: Any, panel: Panel, styles: Mapping[str, Mapping[str, str]]) -> None:
     longest = max(max(c.steps) for curves in panel.curves.values() for c in curves)
     for arm, curves in panel.curves.items():
         label = f"{arm} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
-        style = {"color": colors[arm]}
+        style = styles[arm]
         if all(len(c.steps) == 1 for c in curves):
             level = float(np.mean([c.values[-1] for c in curves]))
-            axes.axhline(level, linestyle="--", linewidth=1.8, label=f"{label}, one value", **style)
+            axes.axhline(level, linewidth=1, label=f"{label}, one value", **style)
             continue
         shared = sorted(set.intersection(*(set(c.steps) for c in curves)))
         rows = [dict(zip(c.steps, c.values, strict=True)) for c in curves]
         means = [float(np.mean([row[step] for row in rows])) for step in shared]
         if len(curves) > 1:
             ends = [[pick(row[step] for row in rows) for step in shared] for pick in (min, max)]
-            axes.fill_between(shared, *ends, alpha=0.25, linewidth=0, **style)
+            axes.fill_between(shared, *ends, alpha=0.25, linewidth=0, color=style["color"])
         marker = "o" if len(shared) <= 20 else None
         axes.plot(shared, means, linewidth=2, marker=marker, markersize=3.5, label=label, **style)
     if panel.apart:

@@ -26,7 +26,7 @@ def differences(found: Mapping[str, Any], out: Path | str | BinaryIO, dark: bool
     rows = [row for row in found["arms"] if row["difference"] is not None]
     if not rows:
         return False
-    with canvas(out, 6.4, 1.2 + 0.45 * len(rows), dark) as figure:
+    with canvas(out, 6.4, 1.6 + 0.45 * len(rows), dark) as figure:
         _draw(figure.subplots(), rows, found, ink(dark))
     return True
 
@@ -42,7 +42,7 @@ def _draw(
     better = "right" if higher_is_better(found["metric"]) else "left"
     exploratory = "exploratory; " if found["exploratory"] else ""
     axes.set_xlabel(
-        f"{exploratory}{found['unit']}: difference from {found['baseline']}, {CONFIDENCE:.0%} interval; "
+        f"{exploratory}{found['unit']}: difference from\n{found['baseline']},\n{CONFIDENCE:.0%} interval; "
         f"better to the {better}"
     )
     axes.grid(axis="x", alpha=0.3)

@@ -140,6 +140,8 @@ def _curves(axes: Any, found: list[Response], unit: str) -> None:
     every = [place[0] for one in found for place, _, _ in one.points]
     if min(every) > 0 and max(every) >= 10 * min(every):
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")  # the usual one writes formulas
+        axes.xaxis.set_minor_formatter("")
     axes.set_xlabel(found[0].knobs[0])
     axes.set_ylabel(
         f"validation {unit}, mean over seeds with its {CONFIDENCE:.0%} t interval", fontsize="small"
