@@ -173,6 +173,9 @@ def test_an_arm_that_differs_stops_and_its_interval_says_so():
     found = judge(rule, values, "base", ["base", "far", "other"], range(10))
     assert (found["far"].state, found["far"].wanted) == ("different", 3)
     assert (found["other"].state, found["other"].wanted) == ("open", 3)
+    assert found["far"].p_holm == pytest.approx(
+        2 * found["far"].looks[-1].p
+    )  # of the plan's two arms
     low, high = found["far"].looks[-1].interval_all
     assert 0 < low < 1.01 < high
     narrow = found["far"].looks[-1].interval
