@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ ARMS = (
 """The last one diverges."""
 
 
-def experiment(family="decoder", **changes):
+def experiment(family: Any = "decoder", **changes: Any):
     knobs, layout = FAMILIES[family]
     config = base(
         model=family, source="builtin:python_reference", tokenizer="byte", schedule="constant"
@@ -50,7 +51,7 @@ def experiment(family="decoder", **changes):
     return ablax.resolve(config, changes)
 
 
-def arms(family="decoder", **changes):
+def arms(family: Any = "decoder", **changes: Any):
     return [experiment(family, **{**changes, **arm}) for arm in ARMS]
 
 
@@ -177,9 +178,12 @@ def test_others_are_refused_before_anything_is_written(tmp_path):
 
 def test_a_batch_that_members_share_is_drawn_once():
     """Catches: a reader that is behind and gets another batch."""
-    loader = type("Counted", (), {"batch": lambda self, step: ("again", step)})()
-    loader.iterate = lambda step: iter(range(step, 99))
-    shared = SharedBatches(loader)
+
+    class Counted:
+        batch = staticmethod(lambda step: ("again", step))
+        iterate = staticmethod(lambda step: iter(range(step, 99)))
+
+    shared: Any = SharedBatches(Counted())  # type: ignore[arg-type]
     with shared.iterate(3) as one, shared.iterate(3) as two:
         assert [next(one) for _ in range(3)] == [3, 4, 5]
         assert [next(two) for _ in range(3)] == [3, 4, 5]
