@@ -55,7 +55,7 @@ def arms(family: Any = "decoder", **changes: Any):
     return [experiment(family, **{**changes, **arm}) for arm in ARMS]
 
 
-def together(experiments, folder):
+def together(experiments, folder) -> Any:
     """Trains quietly in folder/0, folder/1, ..."""
     runs = [(one, folder / str(i)) for i, one in enumerate(experiments)]
     return train_members(runs, say=lambda line: None)
