@@ -11,6 +11,9 @@ import ablax
 from ablax import costs, inspection
 from ablax.experiment import read_experiment
 from ablax.sweeps.cells import cells_of
+from ablax.sweeps.plan import plan_of
+from ablax.sweeps.solved import solved
+from ablax.training.evaluators import metrics_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 PAGES = sorted(path for path in ROOT.rglob("*.py"))
@@ -120,7 +123,9 @@ PLANS = [path for path in PAGES if path not in TINY]
 def test_every_cell_of_a_plan_is_resolved(path):
     """Its cells are run by the quickstart and by the tests of the sweep."""
     page = read_experiment(f"{path}:tiny")
-    cells = cells_of(page.get_sweep())
+    plan = plan_of(page.get_sweep())
+    overrides, _ = solved(page.get_config(), plan.cells)
+    cells = cells_of(overrides)
     assert len({cell.arm for cell in cells}) > 1
-    for cell in cells:
-        ablax.resolve(page.get_config(), cell.overrides)
+    resolved = [ablax.resolve(page.get_config(), cell.overrides) for cell in cells]
+    assert any(plan.metric in metrics_of(experiment) for experiment in resolved)
