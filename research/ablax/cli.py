@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": "check the accelerator, its driver, the libraries, the disk and the caches",
     "watch": "show the live curves of a run or a sweep in the terminal",
     "sweep": "run the arms and seeds of an experiment's plan",
+    "cell": "run one cell of a sweep; launchers call it",
     "report": "compare the arms of a sweep",
     "runs": "list the runs under a folder",
     "diff": "show what differs between two runs: knobs, code, data, results",

@@ -30,6 +30,10 @@ Path = pathlib.Path
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
+CODE_STATE = "code.json"
+"""Beside a copy of a package: what `code_state` said of the original."""
+
+
 class RunFailed(Exception):
     """The run failed for a reason that its one line tells completely: exit code 1, no traceback."""
 
@@ -175,12 +179,10 @@ class RunFolder:
 
 def provenance() -> dict[str, Any]:
     """Where a number comes from: code, versions, machine and command."""
-    versions = {"python": platform.python_version(), "ablax": _version("ablax")}
-    versions |= {name: _version(name) for name in LIBRARIES}
     return {
         "started": now(),
         "command": " ".join(sys.argv),
-        "versions": versions,
+        "versions": versions(),
         "code": code_state(Path(__file__).resolve().parent),
         "machine": {
             "host": platform.node(),
@@ -188,6 +190,12 @@ def provenance() -> dict[str, Any]:
             "cores": usable_cores(),
         },
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, Ablax and the libraries that results depend on."""
+    found = {"python": platform.python_version(), "ablax": _version("ablax")}
+    return found | {name: _version(name) for name in LIBRARIES}
 
 
 def usable_cores() -> int:
@@ -210,13 +218,18 @@ def _version(name: str) -> str | None:
 def code_state(folder: Path) -> dict[str, Any]:
     """Hash of the Python files of a package, and the git commit with what is uncommitted, where git keeps them.
 
-    A package that is installed inside somebody's checkout is not of their commit.
+    A package that is installed inside somebody's checkout is not of their commit. A copy says what was said of the
+    original, unless it was changed.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
         digest.update(str(file.relative_to(folder)).encode())
         digest.update(file.read_bytes())
     state: dict[str, Any] = {"sha256": digest.hexdigest()}
+    with contextlib.suppress(OSError, ValueError):
+        original = json.loads((folder.parent / CODE_STATE).read_text())
+        if original["sha256"] == state["sha256"]:
+            return original
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git = ["git", "-C", str(folder)]
         commit = subprocess.run(

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ablax import config as configuration
@@ -21,6 +21,7 @@ from ablax.training.descent import Descent
 from ablax.training.evaluators import check_split
 from ablax.training.fitting import Fitting
 from ablax.training.profile import profiling
+from ablax.training.thinning import is_due, thin
 from ablax.training.together import facts, together
 
 Path = pathlib.Path
@@ -63,6 +64,7 @@ def train(
     profile: tuple[int, int] | None = None,
     progress: bool = True,
     say: Callable[[str], None] | None = None,
+    sweep: Mapping[str, Any] | None = None,
 ) -> Run:
     """Trains an experiment in a folder, or goes on with what is there.
 
@@ -124,6 +126,9 @@ def train(
         with folder.lock():
             if work is None:
                 if resuming and (done := finished(folder, experiment)):
+                    if is_due(experiment, folder):
+                        corpus = open_run_corpus(experiment, folder, offline, report)
+                        thin(experiment, Descent.plan(experiment, corpus).engine, folder, say)
                     say(
                         f"{folder.path} is finished at step {done.step}; raise training.steps to go on, or use --fresh"
                     )
@@ -134,6 +139,8 @@ def train(
             ranks.agree("data", facts(folder, work.corpus))
             if folder.writer:
                 begin(folder, experiment, work.corpus)
+                if sweep is not None:
+                    folder.update(sweep=dict(sweep))
             try:
                 work.run(folder, progress, say, phases, stop)
             except BaseException as error:
@@ -145,6 +152,8 @@ def train(
                 raise
             # Process 0 has written all there is to read, and no rank leaves while another may need it.
             ranks.agree("end", {}, experiment.heartbeat.patience)
+            if isinstance(work, Descent) and is_due(experiment, folder):
+                thin(experiment, work.engine, folder, say)
     return run_of(folder)
 
 

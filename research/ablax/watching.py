@@ -117,11 +117,12 @@ def table(runs: Sequence[View], color: bool = True) -> Table:
         rate = f"{run.tokens_per_second:,.0f}" if run.tokens_per_second else "-"
         letter = "" if color else f"{LETTERS[index % len(LETTERS)]} "
         name = Text(letter + run.name, style=COLORS[index % len(COLORS)])
-        drawn.add_row(name, run.status, steps, *last, rate, _duration(run.seconds_left))
+        drawn.add_row(name, run.status, steps, *last, rate, duration(run.seconds_left))
     return drawn
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
+    """Hours, minutes and seconds; `-` for what is not known."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)

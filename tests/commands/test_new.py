@@ -11,8 +11,7 @@ from ablax import cli
 from ablax.config import RequestError
 from ablax.experiment import read_experiment
 from ablax.project import write_project
-from ablax.sweeps.cells import cells_of
-from ablax.sweeps.launch import resolve_cells
+from ablax.sweeps.resolution import resolve_plan
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path):
 def test_every_cell_of_its_plan_resolves(project):
     """Catches: a template that a renamed knob broke."""
     page = read_experiment(f"{project / 'experiment.py'}:tiny")
-    resolved = resolve_cells(page.get_config(), cells_of(page.get_sweep()))
+    resolved = resolve_plan(page.get_config(), page.get_sweep()).experiments
     assert len(resolved) == 6
     kinds = [type(experiment.model.attention).__name__ for experiment in resolved.values()]
     assert kinds == ["DotProductAttention"] * 3 + ["SigmoidAttention"] * 3

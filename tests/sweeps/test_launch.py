@@ -12,7 +12,7 @@ import pytest
 from ablax import trainer
 from ablax.config import RequestError
 from ablax.experiment import base
-from ablax.run import Preempted
+from ablax.run import Preempted, RunFailed
 from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.launch import launch
 from ablax.sweeps.plan import chain, named, product, seeds
@@ -34,7 +34,7 @@ def trained(monkeypatch):
     """Replaces training; the cells' folders in the order in which they ran."""
     ran: list[str] = []
 
-    def train(config, workdir, *, extend=(), offline=False, progress=True):
+    def train(config, workdir, *, extend=(), offline=False, progress=True, say=None, sweep=None):
         workdir = Path(workdir)
         ran.append(f"{workdir.parent.name}/{workdir.name}")
         assert config.seed == int(workdir.name.removeprefix("seed"))
@@ -48,13 +48,13 @@ PLAN = product(chain(named("one"), named("two", {"model.num_layers": 2})), seeds
 
 
 def run(workdir, plan=PLAN, **options):
-    return launch(base(), plan, workdir, progress=False, **options)
+    return launch(base(), plan, workdir, progress=False, **{"retries": 0, **options})
 
 
 def test_cells_run_in_order_and_finished_ones_are_skipped(tmp_path, trained):
-    """Catches: running finished cells again."""
+    """Every arm's first seed comes before any second one. Catches: running finished cells again."""
     done = run(tmp_path)
-    assert trained == ["one/seed0", "one/seed1", "two/seed0", "two/seed1"]
+    assert trained == ["one/seed0", "two/seed0", "one/seed1", "two/seed1"]
     assert set(done.statuses.values()) == {"finished"}
     assert read_record(tmp_path, "two/seed1")["metrics"] == {"bits_per_byte": 2.0}
     again = run(tmp_path)
@@ -119,9 +119,33 @@ def test_a_signal_between_two_cells_is_preemption(tmp_path, trained, monkeypatch
     monkeypatch.setattr(trainer, "train", train)
     with pytest.raises(Preempted, match="run the same command"):
         run(tmp_path)
-    assert trained == []
+    assert trained == ["one/seed0"]
     monkeypatch.setattr(trainer, "train", whole)
-    assert set(run(tmp_path).statuses.values()) == {"finished"}
+    assert sorted(run(tmp_path).statuses.values()) == ["finished"] * 3 + ["skipped"]
+
+
+def test_a_failure_that_may_pass_is_tried_again_within_the_budget(tmp_path, trained, monkeypatch):
+    """Catches: a cell given up at its first accident, tried for ever, or tried again when it will fail alike."""
+    whole, failures = trainer.train, {"one/seed0": 2, "two/seed1": 9}
+
+    def train(config, workdir, **options):
+        cell = f"{workdir.parent.name}/{workdir.name}"
+        trained.append(cell)
+        if failures.get(cell):
+            failures[cell] -= 1
+            raise OSError("no space left on device")
+        if cell == "one/seed1":
+            raise RunFailed("loss is nan at step 3")
+        return whole(config, workdir, **options)
+
+    monkeypatch.setattr(trainer, "train", train)
+    done = run(tmp_path, retries=2)
+    assert done.failed == ["one/seed1", "two/seed1"]
+    assert trained.count("one/seed0") == 3 + 1  # the last of them went on to the fixture's
+    assert trained.count("one/seed1") == 1
+    assert trained.count("two/seed1") == 3
+    assert read_record(tmp_path, "two/seed1")["error"] == "no space left on device"
+    assert read_record(tmp_path, "one/seed0")["attempts"] == 3
 
 
 def test_a_plan_may_grow_but_not_change(tmp_path, trained):
@@ -132,7 +156,7 @@ def test_a_plan_may_grow_but_not_change(tmp_path, trained):
     assert read_plan(tmp_path)["arms"] == ["one", "two", "three"]
     with pytest.raises(RequestError, match=r"cell three/seed0 of it changed or is gone"):
         run(tmp_path)
-    with pytest.raises(RequestError, match=r"compares bits_per_byte"):
+    with pytest.raises(RequestError, match=r"has metric='bits_per_byte' in its plan"):
         run(tmp_path, more, metric="nats_per_token")
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-DONE, FAILED, REFUSED, PREEMPTED, INTERRUPTED = 0, 1, 2, 75, 130
+DONE, FAILED, REFUSED, TAKEN, PREEMPTED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 """Exit codes."""
 
 

@@ -1,11 +1,17 @@
-"""Runs every arm and seed of an experiment's get_sweep(), one after another; called again, it goes on."""
+"""Runs every arm and seed of an experiment's get_sweep(); called again, it goes on.
+
+Ctrl-C and SIGTERM let the cells that run save. Several calls may work on one folder at once, on one machine or many.
+"""
 
 import argparse
+import contextlib
 from typing import Any
 
 from ablax.commands import flags, output
-from ablax.commands.output import DONE, FAILED, say
+from ablax.commands.output import DONE, FAILED
 from ablax.config import RequestError
+
+LAUNCHERS = ("local", "inline")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,13 +19,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_config(parser)
     flags.add_workdir(parser, "the sweep's folder")
     parser.add_argument(
-        "--launcher", choices=("local",), default="local", help="where cells run (default local)"
+        "--launcher",
+        choices=LAUNCHERS,
+        default="local",
+        help="where cells run: a queue of processes on this machine (local, default), or this process (inline)",
     )
     parser.add_argument(
-        "--metric",
-        default="bits_per_byte",
-        help="what arms are compared by (default bits_per_byte)",
+        "--parallel", type=int, metavar="N", help="local: most cells at once (default: as fit)"
     )
+    parser.add_argument(
+        "--cores_per_cell",
+        type=int,
+        metavar="N",
+        help="local: cores of each cell (default: one; more if there are fewer cells than cores)",
+    )
+    parser.add_argument(
+        "--gpus_per_cell", type=int, metavar="N", help="local: GPUs of each cell (default: one)"
+    )
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=2,
+        metavar="N",
+        help="how often a cell is tried again that fails for a reason that may pass, and comes no further (default 2)",
+    )
+    parser.add_argument("--metric", help="what arms are compared by, in place of the plan's")
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -36,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     from ablax.devices import choose_platform, ensure_accelerator
     from ablax.experiment import read_experiment, resolve
     from ablax.sweeps.launch import launch
+    from ablax.sweeps.plan import plan_of
+    from ablax.sweeps.screen import Screen
 
     extend = flags.extensions(args.extend)
     page = read_experiment(args.config)
@@ -45,19 +71,37 @@ def run(args: argparse.Namespace) -> int:
         choose_platform(args.platform or "cpu")
         _preview(args, config, page.get_sweep(), extend)
         return DONE
-    ensure_accelerator(args.platform)
-    done = launch(
-        config,
-        page.get_sweep(),
-        args.workdir,
-        metric=args.metric,
-        name=args.config,
-        extend=extend,
-        offline=args.offline,
-        say=say,
-    )
+    plan = plan_of(page.get_sweep())
+    inline = args.launcher == "inline"
+    if inline:
+        ensure_accelerator(args.platform)
+    launcher = None if inline else _local(args, len(plan.cells))
+    screen = Screen(args.workdir, launcher.capacity if launcher else 1)
+    with screen.shown() if launcher else contextlib.nullcontext():
+        done = launch(
+            config,
+            plan,
+            args.workdir,
+            launcher=launcher,
+            metric=args.metric,
+            name=args.config,
+            extend=extend,
+            extensions=args.extend,
+            platform=args.platform,
+            offline=args.offline,
+            retries=args.retries,
+            say=screen.say,
+            show=screen.show,
+        )
     output.emit({"workdir": str(done.workdir), "cells": dict(done.statuses), "failed": done.failed})
     return FAILED if done.failed else DONE
+
+
+def _local(args: argparse.Namespace, cells: int) -> Any:
+    from ablax.sweeps.local import Local, slots_of
+
+    slots = slots_of(cells, args.platform, args.cores_per_cell, args.gpus_per_cell, args.parallel)
+    return Local(slots)
 
 
 def _preview(args: argparse.Namespace, config: Any, plan: Any, extend: Any) -> None:

@@ -1,7 +1,8 @@
 """Cells of a sweep: an arm with a seed, its folder, and how it went.
 
-A sweep's folder holds `sweep.json` (the plan), and for each cell `ARM/seedK` (a run folder) and `ARM/seedK.json` (its
-record). Everything is written to a temporary name and renamed, so a reader never sees half of a file.
+A sweep's folder holds `sweep.json` (the plan), and for each cell `ARM/seedK` (a run folder), `ARM/seedK.json` (its
+record), `ARM/seedK.log` (what it said) and, while somebody runs it, `ARM/seedK.lease`. What others
+read is written to a temporary name and renamed, so a reader never sees half of a file.
 """
 
 import collections
@@ -13,9 +14,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablax.config import RequestError
+from ablax.config import RequestError, digest
 from ablax.run import write_json
-from ablax.sweeps.plan import ARM, SEED
+from ablax.sweeps.plan import ARM, REPEAT, SEED, Plan
+from ablax.sweeps.statistics import CONFIDENCE
 
 PLAN_FILE = "sweep.json"
 LONGEST_NAME = 80
@@ -30,12 +32,14 @@ class Cell:
     Attributes:
       overrides: all that the plan sets, the seed included, the arm's name not.
       folder: its run folder, relative to the sweep's.
+      repeat: which run of this arm and seed it is; 0 is the one that is compared.
     """
 
     arm: str
     seed: int
     overrides: Mapping[str, Any]
     folder: str
+    repeat: int = 0
 
 
 def cells_of(plan: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -44,12 +48,8 @@ def cells_of(plan: Sequence[Mapping[str, Any]]) -> list[Cell]:
     Arms without a name are called after their overrides, with as much of each path as tells the paths apart.
 
     Raises:
-      RequestError: if the plan is empty or malformed, names two arms alike, or has a cell twice.
+      RequestError: if the plan is malformed, names two arms alike, or has a cell twice.
     """
-    if not plan:
-        raise RequestError(
-            "the plan is empty: get_sweep() must return at least one dict of overrides"
-        )
     for overrides in plan:
         if not isinstance(overrides, Mapping) or not all(
             isinstance(path, str) for path in overrides
@@ -60,15 +60,19 @@ def cells_of(plan: Sequence[Mapping[str, Any]]) -> list[Cell]:
     short = _short_paths({path for overrides in plan for path in overrides})
     arms, cells = {}, []
     for overrides in plan:
-        changes = {path: value for path, value in overrides.items() if path not in (ARM, SEED)}
+        changes = {
+            path: value for path, value in overrides.items() if path not in (ARM, SEED, REPEAT)
+        }
         name = str(overrides.get(ARM) or _describe(changes, short))
         if arms.setdefault(name, changes) != changes:
             raise RequestError(f"two different arms are named {name!r}; give each its own name")
-        seed = overrides.get(SEED, 0)
-        if not isinstance(seed, int):
-            raise RequestError(f"{SEED}={seed!r} of arm {name!r} must be a whole number")
+        seed, repeat = overrides.get(SEED, 0), overrides.get(REPEAT, 0)
+        for key, value in ((SEED, seed), (REPEAT, repeat)):
+            if not isinstance(value, int) or value < 0:
+                raise RequestError(f"{key}={value!r} of arm {name!r} must be a whole number >= 0")
         seeded = {SEED: seed} if SEED in overrides else {}
-        cells.append(Cell(name, seed, {**changes, **seeded}, f"{slug(name)}/seed{seed}"))
+        folder = f"{slug(name)}/seed{seed}" + (f".repeat{repeat}" if repeat else "")
+        cells.append(Cell(name, seed, {**changes, **seeded}, folder, repeat))
     for folder, count in collections.Counter(cell.folder for cell in cells).items():
         if count > 1:
             raise RequestError(f"cell {folder} is {count} times in the plan; remove the copies")
@@ -102,37 +106,84 @@ def slug(name: str) -> str:
     return f"{safe[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def write_plan(sweep: Path, cells: Sequence[Cell], metric: str, experiment: str) -> dict[str, Any]:
-    """Writes `sweep.json`: arms in the plan's order (the first is the baseline), cells, primary metric.
-
-    A plan that keeps every cell of the one that is there may add cells.
+def analysis_of(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
+    """How the arms will be compared: what a plan settles before its first cell runs, as JSON has it.
 
     Raises:
-      RequestError: if the folder holds a plan of which a cell changed or is gone.
+      RequestError: if no arm has the baseline's name.
+    """
+    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    if plan.baseline not in (None, *arms):
+        raise RequestError(
+            f"baseline={plan.baseline!r} names no arm of the plan; there are: {', '.join(arms)}"
+        )
+    found = {
+        "metric": plan.metric,
+        "baseline": plan.baseline or arms[0],
+        "test": "paired t over seeds",
+        "confidence": CONFIDENCE,
+        "adjusted": "Holm, over all arms",
+        "looks": plan.looks
+        and {"kind": type(plan.looks).__name__, **dataclasses.asdict(plan.looks)},
+    }
+    return json.loads(json.dumps(found))
+
+
+def hash_of(analysis: Mapping[str, Any]) -> str:
+    """What every run says of the analysis that it was made for."""
+    return digest(json.dumps(analysis, sort_keys=True))
+
+
+def write_plan(
+    sweep: Path, cells: Sequence[Cell], analysis: Mapping[str, Any], experiment: str, **more: Any
+) -> dict[str, Any]:
+    """Writes `sweep.json`: arms in the plan's order, cells, analysis with its hash.
+
+    A plan that keeps every cell of the one that is there may add cells. Arms that come when others have finished are
+    `late`: arm -> how many cells had.
+
+    Args:
+      experiment: how the experiment was called.
+      more: what else the workers need, as JSON can hold it.
+
+    Raises:
+      RequestError: if the folder holds a plan of which a cell changed or is gone, or another analysis.
     """
     content = {
         "experiment": experiment,
-        "metric": metric,
-        "baseline": cells[0].arm,
+        "metric": analysis["metric"],
+        "baseline": analysis["baseline"],
+        "analysis": dict(analysis),
+        "analysis_sha": hash_of(analysis),
         "arms": list(dict.fromkeys(cell.arm for cell in cells)),
+        "late": {},
         "cells": [dataclasses.asdict(cell) for cell in cells],
+        **more,
     }
     content = json.loads(json.dumps(content, default=str))
     if (sweep / PLAN_FILE).exists():
         before = read_plan(sweep)
-        now = {cell["folder"]: cell for cell in content["cells"]}
-        for cell in before["cells"]:
-            if now.get(cell["folder"]) != cell:
-                raise RequestError(
-                    f"{sweep} holds another plan: cell {cell['folder']} of it changed or is gone; use a new --workdir"
-                )
-        if (before["baseline"], before["metric"]) != (content["baseline"], metric):
-            raise RequestError(
-                f"{sweep} compares {before['metric']} with arm {before['baseline']!r}, not {metric} with "
-                f"{content['baseline']!r}; `ablax report --metric` compares by another, or use a new --workdir"
-            )
+        _check_kept(sweep, before, content)
+        ended = sum(is_finished(sweep, cell["folder"]) for cell in before["cells"])
+        new = [arm for arm in content["arms"] if arm not in before["arms"]]
+        content["late"] = {**before.get("late", {}), **(dict.fromkeys(new, ended) if ended else {})}
     write_json(sweep / PLAN_FILE, content)
     return content
+
+
+def _check_kept(sweep: Path, before: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    now = {cell["folder"]: cell for cell in content["cells"]}
+    for cell in before["cells"]:
+        if now.get(cell["folder"]) != cell:
+            raise RequestError(
+                f"{sweep} holds another plan: cell {cell['folder']} of it changed or is gone; use a new --workdir"
+            )
+    for name, settled in before["analysis"].items():
+        if settled != content["analysis"].get(name):
+            raise RequestError(
+                f"{sweep} has {name}={settled!r} in its plan, not {content['analysis'].get(name)!r}, and cells ran for "
+                "it; `ablax report` takes another metric as exploratory, or use a new --workdir"
+            )
 
 
 def read_plan(sweep: Path) -> dict[str, Any]:
@@ -166,3 +217,18 @@ def read_record(sweep: Path, folder: str) -> dict[str, Any]:
         return json.loads(record_path(sweep, folder).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"status": "missing"}
+
+
+def is_finished(sweep: Path, folder: str) -> bool:
+    """Whether a cell has its result."""
+    return read_record(sweep, folder)["status"] == "finished"
+
+
+def lease_path(sweep: Path, folder: str) -> Path:
+    """Who runs a cell says so here (`ablax.lease`)."""
+    return sweep / f"{folder}.lease"
+
+
+def log_path(sweep: Path, folder: str) -> Path:
+    """What a cell's process printed."""
+    return sweep / f"{folder}.log"

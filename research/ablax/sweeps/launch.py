@@ -1,22 +1,37 @@
-"""Running a plan's cells one after another in one folder: finished ones skipped, interrupted ones resumed."""
+"""Running a plan in one folder: validated as a whole, finished cells skipped, interrupted ones resumed."""
 
 import dataclasses
-import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ablax import config as configuration
 from ablax import trainer
-from ablax.config import RequestError, suggest
+from ablax.config import RequestError
+from ablax.data.corpus import open_corpus
+from ablax.difference import differing
 from ablax.experiment import resolve
-from ablax.run import Preempted, RunFolder, write_json
-from ablax.sweeps.cells import Cell, cells_of, read_record, record_path, write_plan
-from ablax.training.evaluators import metrics_of
+from ablax.run import Preempted, RunFolder
+from ablax.sweeps.cells import (
+    Cell,
+    hash_of,
+    log_path,
+    read_record,
+    write_plan,
+)
+from ablax.sweeps.controller import Controller, State
+from ablax.sweeps.inline import Inline
+from ablax.sweeps.launchers import Job, Launcher
+from ablax.sweeps.plan import plan_of
+from ablax.sweeps.resolution import Resolved, check_portable, resolve_plan
+from ablax.sweeps.snapshot import package, snapshot
+from ablax.sweeps.worker import identity_of, run_cell
 from ablax.training.phases import Phases
 from ablax.training.signals import signals
 
-METRIC = "bits_per_byte"
+RETRIES = 2
+MORE_GRACE = 30.0
+"""Seconds that the controller has beyond its cells to end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,35 +47,22 @@ class Outcome:
         return [folder for folder, status in self.statuses.items() if status == "failed"]
 
 
-def resolve_cells(config: Any, cells: Sequence[Cell], extend: Iterable[Any] = ()) -> dict[str, Any]:
-    """Resolves and validates every cell.
-
-    Returns:
-      Folder -> configuration.
-
-    Raises:
-      RequestError: with the arm's name, for the first cell whose configuration is refused.
-    """
-    resolved = {}
-    for cell in cells:
-        try:
-            resolved[cell.folder] = resolve(config, cell.overrides, extend=extend)
-        except RequestError as error:
-            raise RequestError(f"arm {cell.arm!r}: {error}") from None
-    return resolved
-
-
 def launch(
     config: Any,
-    plan: Sequence[Mapping[str, Any]],
+    plan: Any,
     workdir: Path | str,
     *,
-    metric: str = METRIC,
+    launcher: Launcher | None = None,
+    metric: str | None = None,
     name: str = "",
     extend: Iterable[Any] = (),
+    extensions: Sequence[str] = (),
+    platform: str | None = None,
     offline: bool = False,
     progress: bool = True,
+    retries: int = RETRIES,
     say: Callable[[str], None] = lambda line: None,
+    show: Callable[[Mapping[str, State]], None] = lambda states: None,
 ) -> Outcome:
     """Trains every cell of a plan. Calling it again goes on where it stopped.
 
@@ -69,42 +71,136 @@ def launch(
 
     Args:
       config: the experiment's ConfigDict, which the plan's cells override.
-      plan: what `get_sweep()` returned; the first cell's arm is the baseline.
+      plan: what `get_sweep()` returned: a `Plan` or a list of overrides.
       workdir: the sweep's folder.
-      metric: what the report compares.
+      launcher: where cells run; in this process when None.
+      metric: what arms are compared by, in place of the plan's.
       name: how the experiment was called, for the record.
       extend: config classes that the configuration may name.
+      extensions: the `module[:Name]` of those, for other processes.
+      platform: of the cells' devices, `cpu`, `cuda` or `tpu`; None for the accelerator, if there is one.
       offline: forbids the network.
-      progress: whether each run shows its progress bar.
+      progress: whether runs in this process show their progress bars.
+      retries: how many times more a cell is tried that fails for a reason that may pass.
       say: called with a line of talk at each cell.
+      show: called with the cells' states a few times a second.
 
     Raises:
       RequestError: if the plan, a cell of it or the metric is refused, or the folder holds another plan or experiment.
-      Preempted, KeyboardInterrupt: from the cell that was running, which is saved, or between two cells.
+      Preempted, KeyboardInterrupt: when the sweep was stopped; cells that ran have saved.
     """
-    workdir, extend = Path(workdir), tuple(extend)
-    cells = cells_of(plan)
-    resolved = resolve_cells(config, cells, extend)
-    known = sorted({name for experiment in resolved.values() for name in metrics_of(experiment)})
-    if metric not in known:
-        raise RequestError(f"--metric={metric}: no arm reports it{suggest(metric, known)}")
-    for cell in cells:
+    workdir, extend = Path(workdir).expanduser().resolve(), tuple(extend)
+    plan = plan_of(plan)
+    if metric is not None:
+        plan = dataclasses.replace(plan, metric=metric)
+    resolved = resolve_plan(config, plan, extend, offline)
+    for cell in resolved.cells:
         folder = RunFolder(workdir / cell.folder)
         if folder.exists():
-            _check_started(folder, cell, resolved[cell.folder], extend)
-    write_plan(workdir, cells, metric, name)
-    statuses = {}
-    with signals(Phases(), resolved[cells[0].folder].checkpoint.grace_seconds):
-        for index, cell in enumerate(cells, start=1):
-            if read_record(workdir, cell.folder)["status"] == "finished":
-                statuses[cell.folder] = "skipped"
-                say(f"[{index}/{len(cells)}] {cell.folder}: already finished")
-                continue
-            say(f"[{index}/{len(cells)}] {cell.folder}")
-            statuses[cell.folder] = _run_cell(
-                workdir, cell, resolved[cell.folder], extend, offline, progress, say
-            )
-    return Outcome(workdir, statuses)
+            _check_started(folder, cell, resolved.experiments[cell.folder], extend)
+    values = configuration.to_dict(resolve(config, extend=extend))
+    if launcher is not None:
+        check_portable(values, resolved, extend)
+    write_plan(
+        workdir,
+        resolved.cells,
+        resolved.analysis,
+        name,
+        config=values,
+        offline=offline,
+        solved=resolved.solved,
+    )
+    code = snapshot(workdir, extend) if launcher is not None else package().parent
+    _flag(workdir, resolved, say)
+
+    def work(folder: str) -> int:
+        cell = next(cell for cell in resolved.cells if cell.folder == folder)
+        record = run_cell(
+            workdir,
+            cell,
+            resolved.experiments[folder],
+            analysis=hash_of(resolved.analysis),
+            extend=extend,
+            offline=offline,
+            progress=progress,
+        )
+        return 0 if record["status"] == "finished" else 1
+
+    flags = [f"--extend={extension}" for extension in extensions]
+    flags += [f"--platform={platform}"] if platform else []
+    jobs = [
+        Job(
+            folder=cell.folder,
+            sweep=workdir,
+            command=("cell", f"--workdir={workdir}", f"--cell={cell.folder}", *flags),
+            code=code,
+            log=log_path(workdir, cell.folder),
+            program=_program(resolved.experiments[cell.folder]),
+        )
+        for cell in sorted(resolved.cells, key=lambda cell: (cell.repeat, _rank(resolved, cell)))
+    ]
+    runs = launcher or Inline(work)
+    grace = max(one.checkpoint.grace_seconds for one in resolved.experiments.values())
+    phases = Phases()
+    with signals(phases, grace + MORE_GRACE) as stop:
+        if runs.prepares and not all(_done(workdir, cell) for cell in resolved.cells):
+            _prepare(resolved, offline, say)
+        phases.enter("step", 0)
+        controller = Controller(workdir, jobs, runs, retries, say, show)
+        with stop.breakable(False):
+            try:
+                reason = controller.run(stop)
+            finally:
+                runs.close()
+        if reason is not None:
+            if "Ctrl-C" in reason:
+                raise KeyboardInterrupt
+            raise Preempted(f"{reason}: the cells have saved; run the same command to go on")
+    return Outcome(
+        workdir, {folder: controller.states[folder].status for folder in resolved.experiments}
+    )
+
+
+def _rank(resolved: Resolved, cell: Cell) -> int:
+    """Where a cell's seed stands among its arm's: every arm gets its first seed before one gets its second."""
+    return [c.seed for c in resolved.cells if c.arm == cell.arm and c.repeat == cell.repeat].index(
+        cell.seed
+    )
+
+
+def _program(experiment: Any) -> str:
+    """Equal for cells of one compiled program: all but seed, name and what enters it as an argument."""
+    static = dataclasses.replace(configuration.static(experiment), seed=0, name="")
+    return configuration.digest(repr(static))
+
+
+def _done(sweep: Path, cell: Cell) -> bool:
+    return read_record(sweep, cell.folder)["status"] == "finished"
+
+
+def _prepare(resolved: Resolved, offline: bool, say: Callable[[str], None]) -> None:
+    """Makes the data ready, so that cells do not wait for each other."""
+    seen = set()
+    for experiment in resolved.experiments.values():
+        specials = trainer.specials_of(experiment)
+        key = repr((experiment.data, specials))
+        if key not in seen:
+            seen.add(key)
+            open_corpus(experiment.data, specials, offline=offline)
+
+
+def _flag(sweep: Path, resolved: Resolved, say: Callable[[str], None]) -> None:
+    """Says which finished cells ran with other code or libraries than the others will."""
+    for cell in resolved.cells:
+        record = read_record(sweep, cell.folder)
+        if record["status"] != "finished" or "identity" not in record:
+            continue
+        before = record["identity"]
+        now = identity_of(resolved.experiments[cell.folder], before["data"])
+        if before["code"] != now["code"]:
+            say(f"{cell.folder} ran with other code than this ({before['code'][:16]})")
+        for library, (old, new) in differing(before["versions"], now["versions"]).items():
+            say(f"{cell.folder} ran with {library} {old}, and this is {new}")
 
 
 def _check_started(folder: RunFolder, cell: Cell, resolved: Any, extend: tuple[Any, ...]) -> None:
@@ -118,41 +214,3 @@ def _check_started(folder: RunFolder, cell: Cell, resolved: Any, extend: tuple[A
         raise RequestError(
             f"arm {cell.arm!r}: {folder.path} finished with other training.steps; use a new --workdir"
         )
-
-
-def _run_cell(
-    workdir: Path,
-    cell: Cell,
-    resolved: Any,
-    extend: tuple[Any, ...],
-    offline: bool,
-    progress: bool,
-    say: Callable[[str], None],
-) -> str:
-    record = record_path(workdir, cell.folder)
-    write_json(record, {"status": "running", "started": time.time()})
-    try:
-        run = trainer.train(
-            resolved, workdir / cell.folder, extend=extend, offline=offline, progress=progress
-        )
-    except Preempted:
-        raise
-    except Exception as error:
-        lines = traceback.format_exception(error)
-        write_json(
-            record, {"status": "failed", "error": str(error) or repr(error), "traceback": lines}
-        )
-        say(f"{cell.folder} failed: {error}")
-        return "failed"
-    if not run.finished:
-        raise KeyboardInterrupt
-    content = {
-        "status": "finished",
-        "step": run.step,
-        "metrics": run.metrics,
-        "seconds": run.seconds,
-        "tokens_per_second": run.tokens_per_second,
-        "parameters": run.parameters,
-    }
-    write_json(record, content)
-    return "finished"

@@ -1,14 +1,14 @@
 """What a sweep will be before it starts: every arm's differences, size, cost, memory and disk."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ablax import inspection
 from ablax.config import RequestError, flatten
 from ablax.difference import differing
-from ablax.sweeps.cells import APART, Cell, cells_of, read_record
-from ablax.sweeps.launch import resolve_cells
+from ablax.sweeps.cells import APART, Cell, is_finished
+from ablax.sweeps.resolution import resolve_plan
 from ablax.training import session
 from ablax.training.disk import free_bytes, size_of
 from ablax.training.state import without_hyper
@@ -26,7 +26,7 @@ COLUMNS = (
 
 def preview(
     config: Any,
-    plan: Sequence[Mapping[str, Any]],
+    plan: Any,
     workdir: Path | str,
     *,
     extend: Iterable[Any] = (),
@@ -35,22 +35,24 @@ def preview(
     """Resolves, validates and costs every arm; trains nothing and writes nothing into `workdir`.
 
     Returns:
-      `arms`: one dict per arm, the baseline first, with `arm`, `seeds`, `changes` (knob -> value where it differs from
-      the baseline's), `parameters`, `tokens` and `flops` (of matrix products in training) of one cell, `memory_bytes`
-      on one device that holds everything, by the reference attention, `disk_bytes` of one cell's checkpoints at most.
+      `arms`: one dict per arm, in the plan's order, with `arm`, `seeds`, `changes` (knob -> value where it differs from
+      the baseline's), `solved` (see `ablax.sweeps.solved`), `parameters`, `tokens` and `flops` (of matrix products in
+      training) of one cell, `memory_bytes` on one device that holds everything, by the reference attention,
+      `disk_bytes` of one cell's checkpoints at most.
       What a model that is fitted to counts has not is None. `cells`, `flops`: of the whole sweep; `disk_bytes`: of what
       is not finished in `workdir`; `free_bytes` there; `fits`.
 
     Raises:
       RequestError: if the plan or an arm is refused.
     """
-    cells = cells_of(plan)
-    resolved = resolve_cells(config, cells, extend)
+    found = resolve_plan(config, plan, extend, offline)
+    cells, resolved = found.cells, found.experiments
     by_arm: dict[str, list[Cell]] = {}
     for cell in cells:
         by_arm.setdefault(cell.arm, []).append(cell)
     corpora: dict[str, Any] = {}
-    baseline = flatten(resolved[cells[0].folder])
+    first = next(cell for cell in cells if cell.arm == found.analysis["baseline"])
+    baseline = flatten(resolved[first.folder])
     arms = []
     for arm, own in by_arm.items():
         experiment = resolved[own[0].folder]
@@ -68,14 +70,18 @@ def preview(
         changes = {
             path: new for path, (_, new) in differing(baseline, mine).items() if path not in APART
         }
-        arms.append({"arm": arm, "seeds": [cell.seed for cell in own], "changes": changes, **cost})
+        arms.append(
+            {
+                "arm": arm,
+                "seeds": [cell.seed for cell in own],
+                "changes": changes,
+                "solved": found.solved.get(arm, []),
+                **cost,
+            }
+        )
     per_arm = {arm["arm"]: arm["disk_bytes"] or 0 for arm in arms}
     sweep = Path(workdir)
-    disk = sum(
-        per_arm[cell.arm]
-        for cell in cells
-        if read_record(sweep, cell.folder)["status"] != "finished"
-    )
+    disk = sum(per_arm[cell.arm] for cell in cells if not is_finished(sweep, cell.folder))
     free = free_bytes(sweep)
     return {
         "arms": arms,

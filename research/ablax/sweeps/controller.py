@@ -1,0 +1,226 @@
+"""The controller of a sweep: what is to be run, what runs, what became of it. All it knows stands in the folder.
+
+Any number of controllers may work on one folder, die and be started again: a cell is run by who holds its lease, and
+its record, written once, says how it ended.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ablax.lease import Lease, Watched
+from ablax.run import RunFolder, write_json
+from ablax.sweeps.cells import lease_path, log_path, read_record, record_path
+from ablax.sweeps.launchers import Job, Launcher
+
+POLL_SECONDS = 0.2
+LOOK_SECONDS = 1.0
+"""How often cells that others run are looked at."""
+TAKEN, PREEMPTED = 3, 75
+LAST_LINES = 5
+
+
+@dataclasses.dataclass
+class State:
+    """Where a cell is.
+
+    Attributes:
+      status: `waiting`, `running`, `elsewhere` (another controller runs it), `finished`, `skipped` (finished before),
+        `failed`, `interrupted`.
+      attempts: starts by this controller.
+      since: `time.monotonic()` when it was started last.
+      error: why it failed.
+      programs: how many compiled programs it made and how many it found.
+    """
+
+    status: str = "waiting"
+    attempts: int = 0
+    since: float = 0.0
+    error: str = ""
+    programs: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class Controller:
+    """Runs jobs until each has ended.
+
+    Args:
+      sweep: the folder.
+      jobs: in the order in which they should run.
+      launcher: where.
+      retries: how many times more a cell is tried that failed for a reason that may pass.
+      say: takes a line of talk.
+      show: called with the states whenever it looked at them.
+    """
+
+    def __init__(
+        self,
+        sweep: Path,
+        jobs: Sequence[Job],
+        launcher: Launcher,
+        retries: int,
+        say: Callable[[str], None],
+        show: Callable[[Mapping[str, State]], None] = lambda states: None,
+    ):
+        self.sweep, self.launcher, self.retries = sweep, launcher, retries
+        self.jobs = {job.folder: job for job in jobs}
+        self.states = {job.folder: State() for job in jobs}
+        self.say, self.show = say, show
+        self._watched = {job.folder: Watched(lease_path(sweep, job.folder)) for job in jobs}
+        self._looked = -LOOK_SECONDS
+        self._steps: dict[str, int] = {}
+
+    def run(self, asked: Callable[[], str | None]) -> str | None:
+        """Runs what is not finished.
+
+        Args:
+          asked: why somebody wants the sweep to end, or None.
+
+        Returns:
+          None when all cells ended; the reason if it was stopped, when those that ran have saved.
+        """
+        for folder, state in self.states.items():
+            if self._record(folder)["status"] == "finished":
+                state.status = "skipped"
+                self.say(f"{folder}: already finished")
+        while self._open():
+            if reason := asked():
+                self._stop()
+                return reason
+            self._reap()
+            self._look()
+            self._fill()
+            self.show(self.states)
+            if self._open():
+                time.sleep(POLL_SECONDS if self.launcher.capacity > 1 or self._of("running") else 0)
+        return None
+
+    def _of(self, status: str) -> list[str]:
+        return [folder for folder, state in self.states.items() if state.status == status]
+
+    def _open(self) -> bool:
+        return any(self._of(status) for status in ("waiting", "running", "elsewhere"))
+
+    def _record(self, folder: str) -> dict[str, Any]:
+        return read_record(self.sweep, folder)
+
+    def _reap(self) -> None:
+        for folder, code in self.launcher.ended().items():
+            self._ended(folder, code)
+
+    def _ended(self, folder: str, code: int) -> None:
+        """Settles what became of a job of ours."""
+        state, record = self.states[folder], self._record(folder)
+        if code == TAKEN:
+            state.status = "elsewhere"
+        elif record["status"] == "finished":
+            state.status, state.programs = "finished", record.get("programs", {})
+            self.say(f"{folder}: finished after {record.get('seconds', 0):.0f} s of training")
+        elif code == PREEMPTED:
+            self._wait(folder)
+        elif record["status"] == "failed" and not record.get("again", True):
+            self._fail(folder, record["error"])
+        elif code == 2:  # refused before there was a record to write
+            self._fail(folder, self._last_lines(folder).rpartition("\n")[2], write=True)
+        else:
+            error = record.get("error") or f"its process ended with {_said(code)}"
+            if state.attempts > self.retries and not self._advanced(folder):
+                self._fail(folder, error, write=True)
+            else:
+                self.say(f"{folder}: {error}; it is tried again")
+                self._wait(folder)
+
+    def _advanced(self, folder: str) -> bool:
+        """Whether a cell is further than at its last end: what makes progress is not given up."""
+        run = RunFolder(self.sweep / folder)
+        step = max((int(p.name) for p in run.checkpoints.glob("*") if p.name.isdigit()), default=0)
+        before, self._steps[folder] = self._steps.get(folder, 0), step
+        return step > before
+
+    def _wait(self, folder: str) -> None:
+        """Back into the queue, at its end."""
+        self.states[folder].status = "waiting"
+        self.jobs[folder] = self.jobs.pop(folder)
+
+    def _fail(self, folder: str, error: str, write: bool = False) -> None:
+        state = self.states[folder]
+        state.status, state.error = "failed", error
+        if write and (lease := Lease.claim(lease_path(self.sweep, folder))):
+            with lease:
+                lines = {"error": error, "last_lines": self._last_lines(folder)}
+                record = self._record(folder) | {"status": "failed", **lines}
+                write_json(record_path(self.sweep, folder), record)
+        self.say(f"{folder} failed: {error}; see {log_path(self.sweep, folder)}")
+
+    def _last_lines(self, folder: str) -> str:
+        try:
+            text = log_path(self.sweep, folder).read_text(errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(collections.deque(text.splitlines(), LAST_LINES))
+
+    def _look(self) -> None:
+        """What others have done since the last look."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for folder in self._of("elsewhere"):
+            if self._watched[folder].holder() is not None:
+                continue
+            record, state = self._record(folder), self.states[folder]
+            if record["status"] == "finished":
+                state.status = "finished"
+                self.say(f"{folder}: finished by another controller")
+            elif record["status"] == "failed":
+                state.status, state.error = "failed", record["error"]
+                self.say(f"{folder}: failed under another controller: {record['error']}")
+            else:
+                state.status = "waiting"
+
+    def _fill(self) -> None:
+        """Starts as many jobs as there is room for."""
+        chosen: list[Job] = []
+        waiting = [f for f in self.jobs if self.states[f].status == "waiting"]
+        while waiting and len(self._of("running")) < self.launcher.capacity:
+            folder = waiting.pop(self._next(waiting))
+            state = self.states[folder]
+            if self._watched[folder].holder() is not None:
+                state.status = "elsewhere"
+                continue
+            if self._record(folder)["status"] == "finished":
+                state.status = "finished"
+                continue
+            state.status, state.since = "running", time.monotonic()
+            state.attempts += 1
+            chosen.append(self.jobs[folder])
+        if chosen:
+            self.launcher.start(chosen)
+
+    def _next(self, waiting: Sequence[str]) -> int:
+        """The first job whose program nobody is compiling at the moment, or the first."""
+        cold = {
+            self.jobs[folder].program
+            for folder in self._of("running")
+            if not RunFolder(self.sweep / folder).metrics_file.exists()
+        }
+        found = (i for i, f in enumerate(waiting) if self.jobs[f].program not in cold)
+        return next(found, 0)
+
+    def _stop(self) -> None:
+        """Lets what runs save and end."""
+        self.launcher.stop()
+        while running := self._of("running"):
+            for folder, code in self.launcher.ended().items():
+                done = self._record(folder)["status"] == "finished"
+                self.states[folder].status = "finished" if done else "interrupted"
+                if not done:
+                    self.say(f"{folder}: stopped ({_said(code)}); it goes on from what it saved")
+            self.show(self.states)
+            if running:
+                time.sleep(POLL_SECONDS)
+
+
+def _said(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
