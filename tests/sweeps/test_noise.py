@@ -17,11 +17,11 @@ def test_sources_of_noise_are_told_apart():
     for arm in range(40):
         for seed in range(5):
             level = 10 * arm + 0.3 * rng.standard_normal()
-            runs = level + 0.1 * rng.standard_normal(3)
+            runs = level + 0.3 * rng.standard_normal(3)
             values.setdefault(str(arm), {})[seed] = runs[0]
             repeats[str(arm), seed] = runs.tolist()
     found = noise(values, repeats, [0.3, 0.4])
-    assert found.repeat == pytest.approx(0.1, rel=0.1)
+    assert found.repeat == pytest.approx(0.3, rel=0.1)
     assert found.repeat_df == 400
     assert found.seed == pytest.approx(0.3, rel=0.15)
     assert found.evaluation == pytest.approx(math.sqrt(0.125))
