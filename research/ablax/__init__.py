@@ -8,13 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ablax.catalog.listing import runs as runs
     from ablax.config import RequestError as RequestError
     from ablax.experiment import base as base
     from ablax.experiment import resolve as resolve
     from ablax.folders import evaluate as evaluate
     from ablax.folders import fork as fork
     from ablax.folders import prepare as prepare
-    from ablax.folders import runs as runs
     from ablax.model import load as load
     from ablax.trainer import train as train
 
@@ -25,7 +25,7 @@ _PLACES = {
     "evaluate": "folders",
     "fork": "folders",
     "prepare": "folders",
-    "runs": "folders",
+    "runs": "catalog.listing",
     "load": "model",
     "train": "trainer",
 }

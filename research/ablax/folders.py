@@ -1,4 +1,4 @@
-"""What can be done with run folders beside training: evaluate, fork, prepare data, list."""
+"""What can be done with run folders beside training: evaluate, fork, prepare data."""
 
 import os
 import pathlib
@@ -11,7 +11,6 @@ from ablax.config import RequestError
 from ablax.data.corpus import open_corpus
 from ablax.data.progress import Progress
 from ablax.experiment import resolve
-from ablax.history import run_folders
 from ablax.model import load
 from ablax.models.ngram import Ngram
 from ablax.run import RunFailed, RunFolder, now, write_json
@@ -20,8 +19,7 @@ from ablax.training.checkpoints import Checkpoints
 from ablax.training.evaluators import Evaluator
 from ablax.training.ledger import copy_ledger
 from ablax.training.manifest import Damaged
-
-Path = pathlib.Path
+from ablax.training.thinned import has_only_parameters
 
 
 def evaluate(
@@ -155,6 +153,11 @@ def fork(
             f"{parent.path} has no checkpoint of step {step_text or 'any'}; kept steps are {steps}"
         )
     check_whole(parent, step)
+    if has_only_parameters(parent.checkpoints / str(step)):
+        raise RequestError(
+            f"checkpoint {step} of {parent.path} holds only parameters (checkpoint.at_end=parameters), and a fork goes "
+            f"on from a whole state; start a new run from them with --config.init.run={parent.path}@{step}"
+        )
     changed = configuration.differences(old, new)
     if kept := [path for path in changed if path.startswith("data.tokenizer.")]:
         raise RequestError(
@@ -223,26 +226,3 @@ def check_whole(parent: RunFolder, step: int) -> None:
             raise RequestError(
                 f"checkpoint {step} of {parent.path} is damaged ({damage}); {remedy}"
             ) from None
-
-
-def runs(root: str | pathlib.Path) -> list[dict[str, Any]]:
-    """Every run folder at or under a root: name, status, step, last evaluation, size of the model, time.
-
-    Raises:
-      RequestError: if the root does not exist.
-    """
-    table = []
-    for folder in run_folders(Path(root).expanduser()).values():
-        status = folder.status()
-        if not status:
-            continue
-        last = [record for record in folder.metrics() if record["split"] != "train"]
-        names = ("name", "status", "step", "parameters", "seconds", "parent")
-        table.append(
-            {
-                "workdir": str(folder.path),
-                **{k: status.get(k) for k in names},
-                "metrics": last[-1] if last else {},
-            }
-        )
-    return table

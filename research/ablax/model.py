@@ -30,6 +30,7 @@ from ablax.training.fitting import FITTED
 from ablax.training.manifest import check_file
 from ablax.training.session import Clock, abstract_state, best_metric, build_program
 from ablax.training.state import scalars, without_hyper
+from ablax.training.thinned import evaluated_only, evaluated_params
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -243,8 +244,9 @@ def load(
         if step == "best" and checkpoints.best_step() is None:
             step = "last"
         wanted: Any = None if step == "last" else step
-        state, _, found = checkpoints.restore(template, wanted)
-    params = program.evaluation_params(state)
+        left = evaluated_only(template.params)
+        state, _, found = checkpoints.restore(template, wanted, thinned=left)
+    params = evaluated_params(program, state)
     return Model(
         experiment, program.module, params, tokenizer, found, scalars(traced(experiment.model))
     )

@@ -79,8 +79,7 @@ def train(
       progress: whether a progress bar and messages are shown on stderr.
       say: takes messages; stderr when None.
 
-    Returns:
-      The run; not finished if Ctrl-C ended it, which saves first.
+    Returns the run; not finished if Ctrl-C ended it, which saves first.
 
     Raises:
       RequestError: for mistakes, or if the folder holds another experiment.
@@ -126,9 +125,7 @@ def train(
         with folder.lock():
             if work is None:
                 if resuming and (done := finished(folder, experiment)):
-                    if is_due(experiment, folder):
-                        corpus = open_run_corpus(experiment, folder, offline, report)
-                        thin(experiment, Descent.plan(experiment, corpus).engine, folder, say)
+                    settle(folder, experiment, None, offline, say)
                     say(
                         f"{folder.path} is finished at step {done.step}; raise training.steps to go on, or use --fresh"
                     )
@@ -152,9 +149,17 @@ def train(
                 raise
             # Process 0 has written all there is to read, and no rank leaves while another may need it.
             ranks.agree("end", {}, experiment.heartbeat.patience)
-            if isinstance(work, Descent) and is_due(experiment, folder):
-                thin(experiment, work.engine, folder, say)
+            settle(folder, experiment, work, offline, say)
     return run_of(folder)
+
+
+def settle(
+    folder: RunFolder, experiment: Experiment, work: Any, offline: bool, say: Callable[[str], None]
+) -> None:
+    """Leaves of a finished run's checkpoints what `checkpoint.at_end` says; `work` is planned anew if it is None."""
+    if is_due(experiment, folder):
+        plan = work or Descent.plan(experiment, open_run_corpus(experiment, folder, offline, None))
+        thin(experiment, plan.engine, folder, say)
 
 
 def planned(
@@ -216,9 +221,8 @@ def classes_of(experiment: Experiment) -> list[type]:
 
 def finished(folder: RunFolder, experiment: Experiment) -> Run | None:
     """The finished run of a folder, if it is one and nothing more was asked for."""
-    status = folder.status()
     old = folder.config()["training"]["steps"]
-    if status.get("status") != "finished" or str(configuration.Duration(old)) != str(
+    if folder.status().get("status") != "finished" or str(configuration.Duration(old)) != str(
         experiment.training.steps
     ):
         return None
@@ -253,11 +257,10 @@ def open_run_corpus(
     Raises:
       RequestError: if the data are not those with which the run was started.
     """
-    exists = folder.tokenizer.is_dir()
     corpus = open_corpus(
         experiment.data,
         specials_of(experiment),
-        tokenizer=load_tokenizer(folder.tokenizer) if exists else None,
+        tokenizer=load_tokenizer(folder.tokenizer) if folder.tokenizer.is_dir() else None,
         offline=offline,
         progress=progress,
     )

@@ -61,7 +61,7 @@ class Checkpoints:
             )
         if not writer and not self.folder.is_dir():
             raise RequestError(f"there is no checkpoint folder {self.folder}")
-        self._best_metric, self._writer, self._say = best_metric, writer, say
+        self._best_metric, self.writer, self._say = best_metric, writer, say
         self._unverified = unverified
         self._scores: dict[int, float] = {}
         self._saving: tuple[int, int] | None = None
@@ -170,7 +170,7 @@ class Checkpoints:
         return SavedCheckpoint(self.folder, step, self._unverified, self._say)
 
     def restore(
-        self, template: Any, step: int | Literal["best"] | None = None
+        self, template: Any, step: int | Literal["best"] | None = None, *, thinned: Any = None
     ) -> tuple[Any, dict[str, Any], int]:
         """Reads a state, the newest good one unless a step is asked for.
 
@@ -181,6 +181,7 @@ class Checkpoints:
           template: pytree of arrays or ShapeDtypeStructs: structure, shapes, dtypes and shardings
             of the result.
           step: which one; "best" is the one of `best_step`.
+          thinned: the template of a checkpoint that was thinned, which is read by it; None: such ones are refused.
 
         Returns:
           State, metrics cursor and step.
@@ -193,7 +194,7 @@ class Checkpoints:
         candidates = self._candidates(step)
         for position, candidate in enumerate(candidates):
             try:
-                return *self.saved(candidate).state(template), candidate
+                return *self.saved(candidate).state(template, thinned), candidate
             except Damaged as damage:
                 after = candidates[position + 1 : position + 2]
                 then = f"; going back to checkpoint {after[0]}" if after else ""
@@ -260,19 +261,19 @@ class Checkpoints:
 
     def _replace(self, step: int) -> None:
         """Makes room for another checkpoint of a step; until that one is durable, `_clean` would take this one back."""
-        if self._writer:
+        if self.writer:
             disk.set_aside(self.folder / str(step))
         multihost.sync_global_processes(multihost.unique_barrier_key("ablax:replaced_step"))
         self._manager.reload()
 
     def _clean(self) -> None:
         """Orbax's threads may make a folder even after their save has failed, so this is done more than once."""
-        if self._writer:
+        if self.writer:
             disk.remove_unfinished(self.folder)
             disk.settle_replaced(self.folder)
 
     def _quarantine(self, step: int) -> None:
-        if not self._writer:
+        if not self.writer:
             return
         aside = self.folder / DAMAGED
         aside.mkdir(exist_ok=True)

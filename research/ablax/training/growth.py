@@ -6,14 +6,16 @@ from ablax.config import RequestError
 from ablax.run import RunFolder
 from ablax.training import session
 from ablax.training.schedules import unchanged_until
+from ablax.training.thinned import check_whole_state
 
 
 def check_growth(experiment: Any, clock: session.Clock, folder: RunFolder) -> None:
     """Lets a run go on only where its learning rates so far stay what they were.
 
     Raises:
-      RequestError: if the schedule would have been another one, or the run is past its new end.
+      RequestError: if the schedule would have been another one, the run is past its new end, or its state is gone.
     """
+    check_whole_state(folder)
     status = folder.status()
     old, step = status.get("total_steps"), status.get("step", 0)
     forked = status.get("status") == "forked"

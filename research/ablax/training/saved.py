@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ablax.config import RequestError
 from ablax.training.manifest import (
     Damaged,
     cause,
@@ -20,6 +21,7 @@ from ablax.training.manifest import (
     opened,
 )
 from ablax.training.masks import parameter_path
+from ablax.training.thinned import is_thinned
 
 ITEMS = ("cursor", "config", "scores")
 # What is wrong with the machine, not with the files.
@@ -45,19 +47,28 @@ class SavedCheckpoint:
     def __str__(self) -> str:
         return f"checkpoint {self.step} in {self.folder}"
 
-    def state(self, template: Any) -> tuple[Any, dict[str, Any]]:
+    def state(self, template: Any, thinned: Any = None) -> tuple[Any, dict[str, Any]]:
         """The whole state and the metrics cursor.
 
         Args:
           template: pytree of arrays or ShapeDtypeStructs: structure, shapes, dtypes and shardings
             of the result.
+          thinned: the template if the checkpoint is thinned; None: it is refused then.
 
         Raises:
           RequestError: if the template has other leaves, shapes or dtypes.
           Damaged: if anything is not what was saved.
         """
         manifest = self._manifest()
-        check_fits(template, manifest["leaves"] if manifest else self._shapes(), str(self))
+        leaves = manifest["leaves"] if manifest else self._shapes()
+        if is_thinned(leaves):
+            if thinned is None:
+                raise RequestError(
+                    f"{self} holds only parameters (checkpoint.at_end=parameters): evaluate it, generate, or start a "
+                    "new run from it with init.run"
+                )
+            template = thinned
+        check_fits(template, leaves, str(self))
         cursor, *_ = [self._item(name, manifest) for name in ITEMS]
         with (
             self._reading("state") as path,

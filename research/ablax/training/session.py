@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -32,6 +32,12 @@ class CheckpointConfig:
         "auto",
         "Evaluation metric whose smallest value marks the best checkpoint, which is kept too; "
         "auto = the objective's nats per token.",
+        mark="cosmetic",
+    )
+    at_end: Literal["state", "parameters"] = knob(
+        "state",
+        "What a finished run keeps of its checkpoints: the whole state, so that it may get more training.steps or be "
+        "forked, or only the parameters that are evaluated.",
         mark="cosmetic",
     )
     grace_seconds: float = knob(
