@@ -18,6 +18,7 @@ from ablax.catalog.lineage import descendants, parents_of, tree
 from ablax.catalog.notes import add_note, change_tags, read_notes
 from ablax.catalog.prune import GRAVE, Rules, bury, clear_graves, plan_of, seconds_of
 from ablax.config import RequestError
+from ablax.difference import diff as ablax_diff
 from ablax.experiment import base
 from ablax.run import RunFolder, write_json
 from ablax.sweeps.launch import launch
@@ -355,3 +356,22 @@ def test_a_thousand_runs_are_listed_at_once(tmp_path: pathlib.Path):
     assert index.read == 0
     assert len(index.rows()) == 300
     assert seconds[1] < seconds[0] / 3
+
+
+def test_diff_names_the_files_that_differ(root: pathlib.Path):
+    """Catches: files of one side only where the other keeps none, code of another start, equal files that are named."""
+    cells = [root / "sweep" / name for name in ("first", "second")]
+    for cell, code in zip(cells, ("a" * 64, "b" * 64), strict=True):
+        shutil.copytree(root / "taker", cell)
+        RunFolder(cell).update(starts=[{"code": {"sha256": code}}])
+    assert ablax_diff(*cells)["files"] == {}
+    for code, text in (("a" * 16, "x = 1\n"), ("b" * 16, "x = 2\n"), ("c" * 16, "x = 3\n")):
+        kept = root / "sweep" / "code" / code / "ablax"
+        kept.mkdir(parents=True)
+        (kept / "edited.py").write_text(text)
+        (kept / "same.py").write_text("y = 1\n")
+    (kept.parent.parent / ("b" * 16) / "ablax" / "new.py").write_text("z = 1\n")
+    files = ablax_diff(*cells)["files"]
+    assert files.keys() == {"ablax/edited.py", "ablax/new.py"}
+    assert files["ablax/new.py"][0] is None
+    assert ablax_diff(cells[0], root / "parent")["files"] == {}

@@ -1,5 +1,6 @@
 """What differs between two runs: knobs, code, libraries, data, results."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ def diff(one: str | Path, other: str | Path) -> dict[str, Any]:
 
     Returns:
       `runs`: both folders. `knobs`, `code`, `versions`, `machine`, `data`: name -> (value in the first, in the second),
-      where they differ, None for what one has not; code, versions and machine are those of the last start.
+      where they differ, None for what one has not; `files`: the same of the hashes of source files, for code that is
+      kept in run folders and sweeps, if both have any; code, versions and machine are those of the last start.
       `batches`: whether all were the same by the ledgers (None if that cannot be told), the step at which they part,
       and `said`, the same in words.
       `results`: metric -> (first, second) of the last evaluations, and what
@@ -35,10 +37,12 @@ def diff(one: str | Path, other: str | Path) -> dict[str, Any]:
         {**start.get("code", {}), **found.get("extension_code", {})}
         for start, found in zip(starts, status, strict=True)
     ]
+    files = [_files(folder, start) for folder, start in zip(folders, starts, strict=True)]
     return {
         "runs": [str(folder.path) for folder in folders],
         "knobs": differing(*(flat(folder.config()) for folder in folders)),
         "code": differing(*code),
+        "files": differing(*files) if all(files) else {},
         "versions": differing(*(start.get("versions", {}) for start in starts)),
         "machine": differing(*(flat(start.get("machine", {})) for start in starts)),
         "data": differing(*(found.get("data") or {} for found in status)),
@@ -76,6 +80,18 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, 
         name: (first.get(name), second.get(name))
         for name in names
         if first.get(name) != second.get(name) or (name in first) != (name in second)
+    }
+
+
+def _files(folder: RunFolder, start: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> hash of the source files that are kept of a start: by its run, and by the sweep that it is a cell of."""
+    name = str(start.get("code", {}).get("sha256", ""))[:16]
+    places = [folder.path / "code"]
+    places += [parent / "code" / name for parent in folder.path.parents[:3] if name]
+    return {
+        str(file.relative_to(place)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for place in places
+        for file in sorted(place.rglob("*.py"))
     }
 
 

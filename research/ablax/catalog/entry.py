@@ -50,9 +50,12 @@ def folders_in(root: Path) -> Iterator[tuple[Path, str]]:
             if (folder / "config.json").is_file():
                 yield folder, RUN
                 continue
-            if (folder / PLAN_FILE).is_file():
+            sweep = (folder / PLAN_FILE).is_file()
+            if sweep:
                 yield folder, SWEEP
             inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+            if sweep:  # the code that its cells ran
+                inside = [path for path in inside if path.name != "code"]
             pending += sorted((path for path in inside if path.is_dir()), reverse=True)
 
 

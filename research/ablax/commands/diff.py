@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
     output.emit(found)
     rows = [
         (what, name, *map(_shown, pair))
-        for what in ("knobs", "code", "versions", "machine", "data", "results")
+        for what in ("knobs", "code", "files", "versions", "machine", "data", "results")
         for name, pair in found[what].items()
     ]
     notes = [found["batches"]["said"], *([found["related"]] if found["related"] else [])]
