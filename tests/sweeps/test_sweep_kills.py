@@ -1,0 +1,135 @@
+"""A sweep whose controllers and workers are killed at random gives what the undisturbed one gives."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ablax.run import RunFolder
+from ablax.sweeps.cells import read_plan, read_record
+from ablax.sweeps.report import report
+from ablax.training.recorded import compare_ledgers
+
+PAGE = """
+from ablax.experiment import base
+from ablax.sweeps.plan import Plan, chain, named, product, seeds
+
+def get_config():
+    config = base(model="decoder:tiny", tokenizer="byte", source="text:{glob}")
+    config.model.num_layers, config.model.width, config.model.num_heads = 1, 16, 2
+    config.data.sequence_length, config.training.batch_size, config.training.steps = 16, 4, 600
+    config.schedule.warmup = 2
+    config.evaluation.every, config.checkpoint.every = 100, 20
+    config.evaluation.documents = 4
+    return config
+
+def get_sweep():
+    arms = chain(named("one"), named("wide", {{"model.feedforward_width": 80}}))
+    return Plan(product(arms, seeds(3)))
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    (folder / "text").mkdir()
+    for index in range(40):
+        (folder / "text" / f"{index}.txt").write_text(f"document {index} " * 9)
+    (folder / "page.py").write_text(PAGE.format(glob=folder / "text" / "*.txt"))
+    return folder / "page.py"
+
+
+def controller(page: Path, sweep: Path, log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ablax.cli", "sweep", f"--config={page}"]
+    command += [f"--workdir={sweep}", "--cores_per_cell=1", "--parallel=2", "--retries=20"]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+
+
+def workers(sweep: Path) -> list[int]:
+    """Processes that hold a cell's lease."""
+    found = []
+    for lease in sweep.rglob("seed*.lease"):
+        try:
+            found.append(json.loads(lease.read_text())["pid"])
+        except (OSError, ValueError, KeyError):
+            continue
+    return found
+
+
+def disturbed(page: Path, sweep: Path, kills: int, count: int, log: Path) -> int:
+    """Runs a sweep under `count` controllers at once, killing that many of its processes; how many were workers."""
+    chance = random.Random(kills)
+    alive = [controller(page, sweep, log) for _ in range(count)]
+    done, of_workers, began = 0, 0, time.monotonic()
+    while done < kills:
+        assert time.monotonic() - began < 60 * kills, log.read_text()
+        time.sleep(chance.uniform(0.3, 3.0))
+        victims = workers(sweep)
+        if not victims:
+            if all(one.poll() is not None for one in alive):
+                break
+            continue
+        if done % 3 == 1:
+            index = chance.randrange(len(alive))
+            if alive[index].poll() is None:
+                alive[index].kill()
+                alive[index].wait()
+                alive[index] = controller(page, sweep, log)
+                done += 1
+            continue
+        try:
+            os.kill(chance.choice(victims), signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        done, of_workers = done + 1, of_workers + 1
+    codes = [one.wait(300) for one in alive]
+    assert codes == [0] * count, log.read_text()
+    assert done == kills, "the sweep ended before all were killed: make it longer"
+    return of_workers
+
+
+@pytest.fixture(scope="module")
+def undisturbed(page, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert controller(page, folder / "sweep", folder / "log").wait(300) == 0, (
+        folder / "log"
+    ).read_text()
+    return folder / "sweep"
+
+
+@pytest.mark.parametrize(
+    ("kills", "count"),
+    [
+        pytest.param(4, 2, marks=pytest.mark.ci),
+        pytest.param(20, 2, marks=[pytest.mark.slow, pytest.mark.timeout(1200)]),
+    ],
+)
+@pytest.mark.timeout(300)
+def test_a_sweep_that_is_killed_gives_the_same_table(page, undisturbed, tmp_path, kills, count):
+    """Every cell once, none lost, all bits the same: metrics, batches, parameters.
+
+    Catches: a lease that its dead holder keeps; a record that a kill leaves as running; two workers in one cell."""
+    sweep = tmp_path / "sweep"
+    assert disturbed(page, sweep, kills, count, tmp_path / "log") > 0
+    plan = read_plan(sweep)
+    assert plan["cells"] == read_plan(undisturbed)["cells"]
+    for cell in plan["cells"]:
+        folder = cell["folder"]
+        ours, theirs = (read_record(where, folder) for where in (sweep, undisturbed))
+        assert ours["metrics"] == theirs["metrics"], folder
+        assert ours["identity"] == theirs["identity"]
+        assert compare_ledgers(undisturbed / folder, sweep / folder).same
+        steps = [r["step"] for r in RunFolder(sweep / folder).metrics() if r["split"] == "train"]
+        assert steps == sorted(set(steps)), "each step once: nobody else wrote into the folder"
+        assert not list(sweep.rglob("*.lease"))
+    tables = [report(where) for where in (sweep, undisturbed)]
+    for ours, theirs in zip(*(table["arms"] for table in tables), strict=True):
+        assert ours["values"] == theirs["values"]
+        assert (ours["difference"], ours["interval"]) == (theirs["difference"], theirs["interval"])
