@@ -133,17 +133,20 @@ def test_a_kill_in_the_middle_loses_nothing(
     aside = disk.set_aside
 
     def dying(path: pathlib.Path) -> None:
-        if when == "set aside":
-            aside(path)
+        if when == "written":
+            raise KeyboardInterrupt
+        aside(path)
+        patch.setattr(pathlib.Path, "rename", dying_at_rename)
+
+    def dying_at_rename(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(thinning.disk, "set_aside", dying)
     config = experiment(place, checkpoint__at_end="parameters")
     with monkeypatch.context() as patch:
+        patch.setattr(thinning.disk, "set_aside", dying)
         patch.setattr(Checkpoints, "_clean", lambda self: None)  # a kill leaves no time for it
         with pytest.raises(KeyboardInterrupt):
             train(config, workdir)
-    monkeypatch.setattr(thinning.disk, "set_aside", aside)
     train(config, workdir)
     assert paths_of(workdir).keys() == paths_of(whole).keys()
     assert not unthinned(RunFolder(workdir))
