@@ -1,11 +1,7 @@
 """Interpolated modified Kneser-Ney n-gram models: fitted by counting, in NumPy.
 
-Chen and Goodman, "An empirical study of smoothing techniques for language modeling", Computer
-Speech and Language 13 (1999), section 3; boundaries and discounts as in KenLM's `lmplz` (Heafield
-et al., "Scalable modified Kneser-Ney language model estimation", ACL 2013, section 3):
-
-  p_n(w | h) = (count(h w) - D(count(h w))) / total(h) + backoff(h) p_{n-1}(w | h'),
-
+Chen and Goodman 1999 (Computer Speech and Language 13), section 3; boundaries and discounts as in KenLM's `lmplz`
+(Heafield et al. 2013, section 3): p_n(w | h) = (count(h w) - D(count(h w))) / total(h) + backoff(h) p_{n-1}(w | h'),
 where h' is h less its first token and p_0 is uniform over the tokens but <bos>, never predicted.
 """
 

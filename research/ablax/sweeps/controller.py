@@ -14,12 +14,11 @@ from typing import Any
 from ablax.lease import Lease, Watched
 from ablax.run import RunFolder, write_json
 from ablax.sweeps.cells import lease_path, log_path, read_record, record_path
-from ablax.sweeps.launchers import Job, Launcher
+from ablax.sweeps.launchers import PREEMPTED, REFUSED, TAKEN, Job, Launcher
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 1.0
 """How often cells that others run are looked at."""
-TAKEN, PREEMPTED = 3, 75
 LAST_LINES = 5
 
 
@@ -122,7 +121,7 @@ class Controller:
             self._wait(folder)
         elif record["status"] == "failed" and not record.get("again", True):
             self._fail(folder, record["error"])
-        elif code == 2:  # refused before there was a record to write
+        elif code == REFUSED:  # before there was a record to write
             self._fail(folder, self._last_lines(folder).rpartition("\n")[2], write=True)
         else:
             error = record.get("error") or f"its process ended with {_said(code)}"

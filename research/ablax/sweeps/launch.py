@@ -1,5 +1,6 @@
 """Running a plan in one folder: validated as a whole, finished cells skipped, interrupted ones resumed."""
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,21 +12,22 @@ from ablax.config import RequestError
 from ablax.data.corpus import open_corpus
 from ablax.difference import differing
 from ablax.experiment import resolve
-from ablax.run import Preempted, RunFolder
+from ablax.run import Preempted, RunFolder, code_state, versions
 from ablax.sweeps.cells import (
     Cell,
     hash_of,
+    is_finished,
     log_path,
     read_record,
     write_plan,
 )
 from ablax.sweeps.controller import Controller, State
 from ablax.sweeps.inline import Inline
-from ablax.sweeps.launchers import Job, Launcher
+from ablax.sweeps.launchers import DONE, FAILED, Job, Launcher
 from ablax.sweeps.plan import plan_of
 from ablax.sweeps.resolution import Resolved, check_portable, resolve_plan
 from ablax.sweeps.snapshot import package, snapshot
-from ablax.sweeps.worker import identity_of, run_cell
+from ablax.sweeps.worker import run_cell
 from ablax.training.phases import Phases
 from ablax.training.signals import signals
 
@@ -113,38 +115,15 @@ def launch(
     code = snapshot(workdir, extend) if launcher is not None else package().parent
     _flag(workdir, resolved, say)
 
-    def work(folder: str) -> int:
-        cell = next(cell for cell in resolved.cells if cell.folder == folder)
-        record = run_cell(
-            workdir,
-            cell,
-            resolved.experiments[folder],
-            analysis=hash_of(resolved.analysis),
-            extend=extend,
-            offline=offline,
-            progress=progress,
-        )
-        return 0 if record["status"] == "finished" else 1
-
     flags = [f"--extend={extension}" for extension in extensions]
     flags += [f"--platform={platform}"] if platform else []
-    jobs = [
-        Job(
-            folder=cell.folder,
-            sweep=workdir,
-            command=("cell", f"--workdir={workdir}", f"--cell={cell.folder}", *flags),
-            code=code,
-            log=log_path(workdir, cell.folder),
-            program=_program(resolved.experiments[cell.folder]),
-        )
-        for cell in sorted(resolved.cells, key=lambda cell: (cell.repeat, _rank(resolved, cell)))
-    ]
-    runs = launcher or Inline(work)
+    jobs = _jobs(workdir, resolved, code, flags)
+    runs = launcher or Inline(_worker(workdir, resolved, extend, offline, progress))
     grace = max(one.checkpoint.grace_seconds for one in resolved.experiments.values())
     phases = Phases()
     with signals(phases, grace + MORE_GRACE) as stop:
-        if runs.prepares and not all(_done(workdir, cell) for cell in resolved.cells):
-            _prepare(resolved, offline, say)
+        if runs.prepares and not all(is_finished(workdir, job.folder) for job in jobs):
+            _prepare(resolved, offline)
         phases.enter("step", 0)
         controller = Controller(workdir, jobs, runs, retries, say, show)
         with stop.breakable(False):
@@ -161,11 +140,45 @@ def launch(
     )
 
 
-def _rank(resolved: Resolved, cell: Cell) -> int:
-    """Where a cell's seed stands among its arm's: every arm gets its first seed before one gets its second."""
-    return [c.seed for c in resolved.cells if c.arm == cell.arm and c.repeat == cell.repeat].index(
-        cell.seed
-    )
+def _jobs(sweep: Path, resolved: Resolved, code: Path, flags: Sequence[str]) -> list[Job]:
+    """The plan's cells as a launcher sees them: every arm's first seed comes before any second one."""
+    seeds: dict[tuple[str, int], int] = collections.Counter()
+    ranks = {}
+    for cell in resolved.cells:
+        ranks[cell.folder] = cell.repeat, seeds[cell.arm, cell.repeat]
+        seeds[cell.arm, cell.repeat] += 1
+    return [
+        Job(
+            folder=cell.folder,
+            sweep=sweep,
+            command=("cell", f"--workdir={sweep}", f"--cell={cell.folder}", *flags),
+            code=code,
+            log=log_path(sweep, cell.folder),
+            program=_program(resolved.experiments[cell.folder]),
+        )
+        for cell in sorted(resolved.cells, key=lambda cell: ranks[cell.folder])
+    ]
+
+
+def _worker(
+    sweep: Path, resolved: Resolved, extend: tuple[Any, ...], offline: bool, progress: bool
+) -> Callable[[str], int]:
+    """What runs a cell in this process, by its folder; its exit code."""
+    cells = {cell.folder: cell for cell in resolved.cells}
+
+    def work(folder: str) -> int:
+        record = run_cell(
+            sweep,
+            cells[folder],
+            resolved.experiments[folder],
+            analysis=hash_of(resolved.analysis),
+            extend=extend,
+            offline=offline,
+            progress=progress,
+        )
+        return DONE if record["status"] == "finished" else FAILED
+
+    return work
 
 
 def _program(experiment: Any) -> str:
@@ -174,11 +187,7 @@ def _program(experiment: Any) -> str:
     return configuration.digest(repr(static))
 
 
-def _done(sweep: Path, cell: Cell) -> bool:
-    return read_record(sweep, cell.folder)["status"] == "finished"
-
-
-def _prepare(resolved: Resolved, offline: bool, say: Callable[[str], None]) -> None:
+def _prepare(resolved: Resolved, offline: bool) -> None:
     """Makes the data ready, so that cells do not wait for each other."""
     seen = set()
     for experiment in resolved.experiments.values():
@@ -191,16 +200,15 @@ def _prepare(resolved: Resolved, offline: bool, say: Callable[[str], None]) -> N
 
 def _flag(sweep: Path, resolved: Resolved, say: Callable[[str], None]) -> None:
     """Says which finished cells ran with other code or libraries than the others will."""
+    now = {"code": code_state(package())["sha256"][:16], **versions()}
+    found: dict[str, list[str]] = {}
     for cell in resolved.cells:
-        record = read_record(sweep, cell.folder)
-        if record["status"] != "finished" or "identity" not in record:
-            continue
-        before = record["identity"]
-        now = identity_of(resolved.experiments[cell.folder], before["data"])
-        if before["code"] != now["code"]:
-            say(f"{cell.folder} ran with other code than this ({before['code'][:16]})")
-        for library, (old, new) in differing(before["versions"], now["versions"]).items():
-            say(f"{cell.folder} ran with {library} {old}, and this is {new}")
+        if identity := read_record(sweep, cell.folder).get("identity"):
+            then = {"code": identity["code"][:16], **identity["versions"]}
+            for what, (old, new) in differing(then, now).items():
+                found.setdefault(f"{what} {old}, and this is {new}", []).append(cell.folder)
+    for how, cells in found.items():
+        say(f"{len(cells)} finished cells ran with {how}: {', '.join(cells)}")
 
 
 def _check_started(folder: RunFolder, cell: Cell, resolved: Any, extend: tuple[Any, ...]) -> None:

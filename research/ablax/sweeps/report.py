@@ -39,8 +39,8 @@ def report(
     Returns:
       `metric`, `unit`, `baseline`, `experiment`; `exploratory`: what of these is not the plan's; `arms`: one dict per
       comparable arm, best mean first; `not_comparable`: arms whose metric means something else, each with the reason;
-      `noise`: see `Noise`; `effects`: see `Effect`, None without a factorial plan; `responses`: see
-      `Response`; and what `audit` returns.
+      `noise`: see `Noise`; `effects`: see `Effect`, None without a factorial plan; `responses`: see `Response`; and
+      what `audit` returns.
 
     Raises:
       RequestError: if the folder holds no sweep, or no finished cell has the metric.
@@ -66,16 +66,7 @@ def report(
         f"{n} {v} in place of the plan's {frozen[n]}" for n, v in found.items() if v != frozen[n]
     ]
     plan = {**plan, "baseline": baseline}
-    rules = {
-        cell["folder"]: _rule(sweep / cell["folder"], records[cell["folder"]])
-        for cell in plan["cells"]
-    }
-    rule = next((rules[cell["folder"]] for cell in plan["cells"] if cell["arm"] == baseline), {})
-    reasons = {
-        arm: _why_apart(runs, metric) or _other_rule(plan, rules, arm, rule)
-        for arm, runs in by_arm.items()
-        if runs
-    }
+    reasons = _reasons(sweep, plan, records, by_arm, metric)
     values = {
         arm: {seed: float(run["metrics"][metric]) for seed, run in by_arm[arm].items()}
         for arm, why in reasons.items()
@@ -122,9 +113,7 @@ def report(
         "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
         "noise": dataclasses.asdict(noises),
         **effects_of(plan, values),
-        "responses": [
-            dataclasses.asdict(one) for one in responses(overrides_of(plan), values, metric)
-        ],
+        "responses": [*map(dataclasses.asdict, responses(overrides_of(plan), values, metric))],
         **checked,
     }
 
@@ -132,6 +121,24 @@ def report(
 def _cells(plan: Mapping[str, Any], arm: str) -> list[Mapping[str, Any]]:
     """The cells of an arm, without repeats."""
     return [cell for cell in plan["cells"] if cell["arm"] == arm and not cell.get("repeat")]
+
+
+def _reasons(
+    sweep: Path,
+    plan: Mapping[str, Any],
+    records: Mapping[str, dict],
+    by_arm: Mapping[str, Mapping[int, dict]],
+    metric: str,
+) -> dict[str, str | None]:
+    """Arm -> why it must not stand beside the baseline, or None; of those that have results."""
+    folders = [cell["folder"] for cell in plan["cells"]]
+    rules = {folder: _rule(sweep / folder, records[folder]) for folder in folders}
+    rule = next((rules[cell["folder"]] for cell in _cells(plan, plan["baseline"])), {})
+    return {
+        arm: _why_apart(runs, metric) or _other_rule(plan, rules, arm, rule)
+        for arm, runs in by_arm.items()
+        if runs
+    }
 
 
 def _sums(

@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ablax.run import RunFolder
+from ablax.experiment import read_experiment
+from ablax.run import RunFolder, code_state
 from ablax.sweeps.cells import read_plan, read_record
+from ablax.sweeps.launch import launch
+from ablax.sweeps.local import Local, slots_of
+from ablax.sweeps.plan import chain, named
 from ablax.sweeps.report import report
 from ablax.training.recorded import compare_ledgers
 
@@ -102,6 +106,37 @@ def undisturbed(page, tmp_path_factory):
         folder / "log"
     ).read_text()
     return folder / "sweep"
+
+
+def test_cells_run_in_processes_of_their_own_and_one_that_fails_stops_no_other(page, tmp_path):
+    """Queue, snapshot, cores, logs, exit codes, with real processes; n-gram models, which need no compiler.
+
+    Catches: a worker that imports the code as it is now; a failure that ends the sweep, or is not told; a wrong request
+    that is tried again."""
+    fine = chain(named("bigram", {"model": "ngram:bigram"}), named("order", {"model": "ngram"}))
+    config = read_experiment(str(page)).get_config()
+    log = tmp_path / "order" / "seed0.log"
+    (tmp_path / "order" / "seed0").mkdir(parents=True)
+    (tmp_path / "order" / "seed0" / "lock").mkdir()  # where the run's lock should be a file
+    said = []
+    done = launch(
+        config,
+        fine,
+        tmp_path,
+        launcher=Local(slots_of(2, "cpu")),
+        platform="cpu",
+        retries=0,
+        say=said.append,
+    )
+    assert dict(done.statuses) == {"bigram/seed0": "finished", "order/seed0": "failed"}
+    assert "Is a directory" in read_record(tmp_path, "order/seed0")["error"]
+    assert "Is a directory" in log.read_text()
+    assert any("order/seed0 failed" in line and str(log) in line for line in said)
+    (code,) = (tmp_path / "code").iterdir()
+    record = read_record(tmp_path, "bigram/seed0")
+    assert record["identity"]["code"] == code_state(code / "ablax")["sha256"]
+    run = RunFolder(tmp_path / "bigram/seed0").status()
+    assert run["sweep"]["analysis_sha"] == read_plan(tmp_path)["analysis_sha"]
 
 
 @pytest.mark.parametrize(
