@@ -3,5 +3,5 @@
 ARM, SEED, REPEAT = "arm", "seed", "repeat"
 MATCH = "match"
 """Budgets in which an arm is made equal to another, each by a knob that is solved (see `match`)."""
-SIZE, RATIO = "size", "tokens_per_parameter"
-"""Of a plan over sizes: the size's name, and how many tokens an arm reads per parameter (see `scale`)."""
+SCALE = "scale"
+"""The arm and the size that an arm of a plan over sizes is, and how long it trains for them (see `scale`)."""

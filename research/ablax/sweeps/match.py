@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ablax.config import RequestError
-from ablax.sweeps.keys import ARM, MATCH, REPEAT, SEED
+from ablax.sweeps.keys import ARM, MATCH, REPEAT, SCALE, SEED
 
 BUDGETS = ("params", "flops", "tokens")
 TOLERANCE = 0.05
@@ -53,6 +53,10 @@ def match(
         raise RequestError(
             f"match: multiple_of={multiple_of}, low={low}, high={high}, tolerance={tolerance} must be positive, and "
             "low no larger than high"
+        )
+    if any(SCALE in cell for cell in cells):
+        raise RequestError(
+            "match: match the arms first, then scale them: scale(match(arms, ...), ...)"
         )
     reference = _reference(cells, baseline)
     for cell in cells:

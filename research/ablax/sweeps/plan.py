@@ -30,6 +30,7 @@ from ablax.sweeps.keys import ARM as ARM
 from ablax.sweeps.keys import REPEAT as REPEAT
 from ablax.sweeps.keys import SEED as SEED
 from ablax.sweeps.match import match as match
+from ablax.sweeps.scale import scale as scale
 
 Overrides = dict[str, Any]
 Toggles = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
