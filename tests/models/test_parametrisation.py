@@ -152,6 +152,27 @@ def test_initial_weights_shrink_with_their_inputs(name):
         assert ratio == pytest.approx(expected if exact else 3**-0.5, rel=1e-4), path
 
 
+def test_attention_is_scaled_by_the_head_width_and_logits_by_the_width():
+    """Heads of 8 over the base's 4: scores by sqrt(4) / 8 in place of 1 / sqrt(8); logits by 8 / 16.
+
+    Catches: a scale that is left out, or not relative to the base.
+    """
+    sizes = {**SIZES, "width": 16}
+    usual = DecoderConfig(**sizes, attention=DotProductAttention(scale=4**0.5 / 8))
+    mup = DecoderConfig(**sizes, parametrisation=MUP)
+    rng = np.random.default_rng(0)
+    draw = lambda leaf: jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32)  # noqa: E731
+    params = jax.tree.map(draw, shapes(usual))
+    tokens = jnp.arange(T)[None]
+
+    def logits(config):
+        hyper = jax.tree.map(jnp.float32, traced(config))
+        arguments = tokens, tokens, jnp.ones_like(tokens)
+        return config.build(V, T).apply({"params": params}, *arguments, hyper=hyper)[0]
+
+    np.testing.assert_allclose(logits(mup), logits(usual) / 2, rtol=1e-4, atol=1e-5)
+
+
 def test_weight_decay_is_the_same_at_every_width():
     """Catches: a decay that follows the parameter's own learning rate."""
     optimizer = AdamWConfig(weight_decay=0.5)
