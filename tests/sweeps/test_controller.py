@@ -11,13 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from ablax.experiment import read_experiment
-from ablax.run import RunFolder, code_state
-from ablax.sweeps.cells import read_plan, read_record
+from ablax.config import to_dict
+from ablax.experiment import read_experiment, resolve
+from ablax.lease import Lease
+from ablax.run import RunFolder, code_state, write_json
+from ablax.sweeps.cells import read_plan, read_record, record_path, write_plan
+from ablax.sweeps.controller import Controller
 from ablax.sweeps.launch import launch
+from ablax.sweeps.launchers import Job
 from ablax.sweeps.local import Local, slots_of
-from ablax.sweeps.plan import chain, named
+from ablax.sweeps.plan import Plan, chain, named, product, seeds
 from ablax.sweeps.report import report
+from ablax.sweeps.resolution import resolve_plan
+from ablax.sweeps.worker import run_named
 from ablax.training.recorded import compare_ledgers
 
 PAGE = """
@@ -137,6 +143,71 @@ def test_cells_run_in_processes_of_their_own_and_one_that_fails_stops_no_other(p
     assert record["identity"]["code"] == code_state(code / "ablax")["sha256"]
     run = RunFolder(tmp_path / "bigram/seed0").status()
     assert run["sweep"]["analysis_sha"] == read_plan(tmp_path)["analysis_sha"]
+
+
+class Noted:
+    """A launcher that notes what it is given; its cells finish when they are told to."""
+
+    capacity, prepares = 2, False
+
+    def __init__(self):
+        self.started, self.done = [], {}
+
+    def start(self, jobs):
+        self.started += [(job.folder, job.mates) for job in jobs]
+
+    def ended(self):
+        done, self.done = self.done, {}
+        return done
+
+
+def test_cells_of_one_program_are_started_once(tmp_path):
+    """Catches: a mate started by itself while its leader starts; one that its leader left undone and nobody does."""
+    names = ("a", "b", "c", "d")
+    jobs = [
+        Job(n, tmp_path, (), tmp_path, tmp_path / n, "x", tuple(m for m in names[:3] if m != n))
+        for n in names[:3]
+    ]
+    jobs.append(Job("d", tmp_path, (), tmp_path, tmp_path / "d", "y"))
+    launcher, asked = Noted(), iter(range(99))
+
+    def stop():
+        turn = next(asked)
+        if turn == 3:
+            assert launcher.started == [("a", ("b", "c")), ("d", ())]
+            for name in ("a", "b", "d"):
+                write_json(record_path(tmp_path, name), {"status": "finished"})
+            launcher.done = {"a": 0, "d": 0}
+        if len(launcher.started) == 3:
+            write_json(record_path(tmp_path, "c"), {"status": "finished"})
+            launcher.done = {"c": 0}
+        assert turn < 90, launcher.started
+
+    controller = Controller(tmp_path, jobs, launcher, 0, lambda line: None)
+    assert controller.run(stop) is None
+    assert launcher.started[2:] == [("c", ())]
+    assert {state.status for state in controller.states.values()} == {"finished"}
+
+
+def test_a_process_trains_cells_together_and_records_each(page, tmp_path):
+    """Catches: a mate's result that is written nowhere; a cell that somebody else runs taken along."""
+    config = read_experiment(str(page)).get_config()
+    config.training.steps = 4
+    plan = Plan(product(named("one"), seeds(4)))
+    resolved = resolve_plan(config, plan)
+    values = to_dict(resolve(config))
+    write_plan(tmp_path, resolved.cells, resolved.analysis, "", config=values, offline=True)
+    folders = [cell.folder for cell in resolved.cells]
+    write_json(record_path(tmp_path, folders[3]), {"status": "finished", "metrics": {}})
+    with Lease.claim(tmp_path / "one" / "seed2.lease"):
+        record = run_named(tmp_path, folders[0], folders[1:], say=lambda line: None)
+    assert record["status"] == "finished"
+    assert record["metrics"]["bits_per_byte"] > 0
+    other = read_record(tmp_path, folders[1])
+    assert other["status"] == "finished"
+    assert other["metrics"]["bits_per_byte"] != record["metrics"]["bits_per_byte"]
+    assert read_record(tmp_path, folders[2])["status"] == "missing"
+    assert not (tmp_path / folders[3]).exists()
 
 
 @pytest.mark.parametrize(

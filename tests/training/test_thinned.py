@@ -92,6 +92,18 @@ def test_a_run_thins_itself_when_it_has_finished(place: pathlib.Path, whole: pat
     assert ablax.load(workdir).generate("the ", max_new_tokens=2)
 
 
+def test_a_cell_of_a_sweep_keeps_its_parameters_unless_it_is_told_otherwise(
+    place: pathlib.Path, whole: pathlib.Path
+):
+    """Catches: a sweep whose disk is full of optimizer states that nobody will use."""
+    folder = RunFolder(shutil.copytree(whole, place / "cell"))
+    alone, told = experiment(place), experiment(place, checkpoint__at_end="state")
+    assert not thinning.is_due(alone, folder)
+    folder.update(sweep={"cell": {}})
+    assert thinning.is_due(alone, folder)
+    assert not thinning.is_due(told, folder)
+
+
 def test_what_needs_a_state_is_refused_in_one_line(place: pathlib.Path, thinned: pathlib.Path):
     """Catches: a longer run that starts over from drawn parameters, or with a fresh optimizer, and does not say so."""
     longer = experiment(place, checkpoint__at_end="parameters", training__steps=5)

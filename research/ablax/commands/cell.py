@@ -18,6 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `ablax cell`."""
     flags.add_workdir(parser, "the sweep's folder")
     parser.add_argument("--cell", required=True, metavar="ARM/SEED", help="the cell's folder in it")
+    parser.add_argument(
+        "--mate",
+        action="append",
+        default=[],
+        metavar="ARM/SEED",
+        help="another cell, to train with it as one program if nobody runs it; may be repeated",
+    )
     parser.add_argument("--cores", metavar="N,M", help="the cores that it may use")
     parser.add_argument(
         "--parent", type=int, metavar="PID", help="save and end if this process, its parent, ends"
@@ -40,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     sys.path.append(os.getcwd())  # behind the code that the sweep kept
     ensure_accelerator(args.platform)
     try:
-        record = run_named(args.workdir, args.cell, extend=flags.extensions(args.extend), say=say)
+        extend = flags.extensions(args.extend)
+        record = run_named(args.workdir, args.cell, args.mate, extend=extend, say=say)
     except Taken as error:
         say(str(error))
         return TAKEN

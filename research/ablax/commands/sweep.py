@@ -10,8 +10,7 @@ from typing import Any
 from ablax.commands import flags, output
 from ablax.commands.output import DONE, FAILED
 from ablax.config import RequestError
-
-LAUNCHERS = ("local", "inline")
+from ablax.sweeps.launchers import LAUNCHERS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,19 +21,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=LAUNCHERS,
         default="local",
-        help="where cells run: a queue of processes on this machine (local, default), or this process (inline)",
+        help="where cells run: a queue of processes on this machine (local, default), this process (inline), arrays of "
+        "SLURM (slurm), tasks of a Ray cluster (ray)",
     )
     parser.add_argument(
-        "--parallel", type=int, metavar="N", help="local: most cells at once (default: as fit)"
+        "--parallel",
+        type=int,
+        metavar="N",
+        help="most cells at once (default: as fit on this machine, 1,000 on a cluster)",
     )
     parser.add_argument(
         "--cores_per_cell",
         type=int,
         metavar="N",
-        help="local: cores of each cell (default: one; more if there are fewer cells than cores)",
+        help="cores of each cell (default: one; more on this machine if there are fewer cells than cores)",
     )
     parser.add_argument(
-        "--gpus_per_cell", type=int, metavar="N", help="local: GPUs of each cell (default: one)"
+        "--gpus_per_cell",
+        type=int,
+        metavar="N",
+        help="GPUs of each cell (default: one where there are any; under slurm none)",
+    )
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="slurm: an option of sbatch for each cell, such as partition=gpu, time=2:00:00 (default 24 hours), mem=16 "
+        "(GB); may be repeated",
+    )
+    parser.add_argument(
+        "--ray_address",
+        metavar="ADDRESS",
+        help="ray: the cluster's head, HOST:PORT (default: RAY_ADDRESS, or one on this machine)",
+    )
+    parser.add_argument(
+        "--together",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train up to N cells as one program, where they differ in seeds and in knobs that no program depends on "
+        "(default 1: each by itself; on a CPU nothing is gained)",
     )
     parser.add_argument(
         "--retries",
@@ -75,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     inline = args.launcher == "inline"
     if inline:
         ensure_accelerator(args.platform)
-    launcher = None if inline else _local(args, len(plan.cells))
+    launcher = None if inline else _launcher(args, len(plan.cells))
     screen = Screen(args.workdir, launcher.capacity if launcher else 1)
     with screen.shown() if launcher else contextlib.nullcontext():
         done = launch(
@@ -90,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
             platform=args.platform,
             offline=args.offline,
             retries=args.retries,
+            together=args.together,
             say=screen.say,
             show=screen.show,
         )
@@ -97,11 +125,31 @@ def run(args: argparse.Namespace) -> int:
     return FAILED if done.failed else DONE
 
 
-def _local(args: argparse.Namespace, cells: int) -> Any:
-    from ablax.sweeps.local import Local, slots_of
+def _launcher(args: argparse.Namespace, cells: int) -> Any:
+    for flag, launcher in (("slurm", "slurm"), ("ray_address", "ray")):
+        if getattr(args, flag) and args.launcher != launcher:
+            raise RequestError(f"--{flag} is for --launcher={launcher}; leave one of them out")
+    if args.launcher == "local":
+        from ablax.sweeps.local import Local, slots_of
 
-    slots = slots_of(cells, args.platform, args.cores_per_cell, args.gpus_per_cell, args.parallel)
-    return Local(slots)
+        return Local(
+            slots_of(cells, args.platform, args.cores_per_cell, args.gpus_per_cell, args.parallel)
+        )
+    for flag in ("cores_per_cell", "gpus_per_cell", "parallel"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise RequestError(f"--{flag}={value} must be at least 1")
+    if args.launcher == "slurm":
+        from ablax.sweeps.slurm import Slurm, parameters_of
+
+        own = {"cpus_per_task": args.cores_per_cell, "gpus_per_node": args.gpus_per_cell}
+        own = {key: value for key, value in own.items() if value is not None}
+        return Slurm(args.workdir, {**own, **parameters_of(args.slurm)}, args.parallel)
+    from ablax.sweeps.ray_tasks import RayTasks
+
+    return RayTasks(
+        args.ray_address, args.cores_per_cell or 1, args.gpus_per_cell, args.platform, args.parallel
+    )
 
 
 def _preview(args: argparse.Namespace, config: Any, plan: Any, extend: Any) -> None:

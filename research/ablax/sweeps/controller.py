@@ -32,6 +32,7 @@ class State:
       attempts: starts by this controller.
       since: `time.monotonic()` when it was started last.
       error: why it failed.
+      leader: the cell with which it trains as one program, in that one's process.
       programs: how many compiled programs it made and how many it found.
     """
 
@@ -39,6 +40,7 @@ class State:
     attempts: int = 0
     since: float = 0.0
     error: str = ""
+    leader: str = ""
     programs: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -166,17 +168,19 @@ class Controller:
             return
         self._looked = time.monotonic()
         for folder in self._of("elsewhere"):
-            if self._watched[folder].holder() is not None:
-                continue
             record, state = self._record(folder), self.states[folder]
+            led = state.leader and self.states[state.leader].status == "running"
+            if led or self._watched[folder].holder() is not None:
+                continue
             if record["status"] == "finished":
-                state.status = "finished"
-                self.say(f"{folder}: finished by another controller")
-            elif record["status"] == "failed":
+                state.status, state.programs = "finished", record.get("programs", {})
+                by = f"with {state.leader}" if state.leader else "by another controller"
+                self.say(f"{folder}: finished {by}")
+            elif record["status"] == "failed" and not (state.leader and record.get("again")):
                 state.status, state.error = "failed", record["error"]
-                self.say(f"{folder}: failed under another controller: {record['error']}")
+                self.say(f"{folder} failed: {record['error']}")
             else:
-                state.status = "waiting"
+                state.status, state.leader = "waiting", ""
 
     def _fill(self) -> None:
         """Starts as many jobs as there is room for."""
@@ -193,7 +197,11 @@ class Controller:
                 continue
             state.status, state.since = "running", time.monotonic()
             state.attempts += 1
-            chosen.append(self.jobs[folder])
+            mates = tuple(mate for mate in self.jobs[folder].mates if mate in waiting)
+            for mate in mates:
+                waiting.remove(mate)
+                self.states[mate].status, self.states[mate].leader = "elsewhere", folder
+            chosen.append(self.jobs[folder].with_mates(mates))
         if chosen:
             self.launcher.start(chosen)
 

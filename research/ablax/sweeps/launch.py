@@ -28,6 +28,7 @@ from ablax.sweeps.plan import plan_of
 from ablax.sweeps.resolution import Resolved, check_portable, resolve_plan
 from ablax.sweeps.snapshot import package, snapshot
 from ablax.sweeps.worker import run_cell
+from ablax.training.groups import groups
 from ablax.training.phases import Phases
 from ablax.training.signals import signals
 
@@ -63,6 +64,7 @@ def launch(
     offline: bool = False,
     progress: bool = True,
     retries: int = RETRIES,
+    together: int = 1,
     say: Callable[[str], None] = lambda line: None,
     show: Callable[[Mapping[str, State]], None] = lambda states: None,
 ) -> Outcome:
@@ -84,6 +86,7 @@ def launch(
       offline: forbids the network.
       progress: whether runs in this process show their progress bars.
       retries: how many times more a cell is tried that fails for a reason that may pass.
+      together: how many cells at most train as one program, of those that may (`ablax.training.groups`); 1 = none.
       say: called with a line of talk at each cell.
       show: called with the cells' states a few times a second.
 
@@ -117,7 +120,8 @@ def launch(
 
     flags = [f"--extend={extension}" for extension in extensions]
     flags += [f"--platform={platform}"] if platform else []
-    jobs = _jobs(workdir, resolved, code, flags)
+    mates = _mates(resolved, together, say)
+    jobs = _jobs(workdir, resolved, code, flags, mates)
     runs = launcher or Inline(_worker(workdir, resolved, extend, offline, progress))
     grace = max(one.checkpoint.grace_seconds for one in resolved.experiments.values())
     phases = Phases()
@@ -140,7 +144,29 @@ def launch(
     )
 
 
-def _jobs(sweep: Path, resolved: Resolved, code: Path, flags: Sequence[str]) -> list[Job]:
+def _mates(
+    resolved: Resolved, together: int, say: Callable[[str], None]
+) -> dict[str, tuple[str, ...]]:
+    """Cell -> the others that may train in one program with it; says how many programs there are, and why."""
+    if together < 2:
+        return {}
+    folders = list(resolved.experiments)
+    found = groups(list(resolved.experiments.values()), together)
+    for group in found:
+        names = [folders[index] for index in group.members]
+        apart = f" ({group.why})" if group.why else ""
+        say(f"{', '.join(names)}: {'as one program' if group.joint else 'alone'}{apart}")
+    sets = [[folders[index] for index in group.members] for group in found]
+    return {one: tuple(o for o in own if o != one) for own in sets for one in own}
+
+
+def _jobs(
+    sweep: Path,
+    resolved: Resolved,
+    code: Path,
+    flags: Sequence[str],
+    mates: Mapping[str, tuple[str, ...]],
+) -> list[Job]:
     """The plan's cells as a launcher sees them: every arm's first seed comes before any second one."""
     seeds: dict[tuple[str, int], int] = collections.Counter()
     ranks = {}
@@ -155,6 +181,7 @@ def _jobs(sweep: Path, resolved: Resolved, code: Path, flags: Sequence[str]) -> 
             code=code,
             log=log_path(sweep, cell.folder),
             program=_program(resolved.experiments[cell.folder]),
+            mates=mates.get(cell.folder, ()),
         )
         for cell in sorted(resolved.cells, key=lambda cell: ranks[cell.folder])
     ]

@@ -8,8 +8,12 @@ from typing import Protocol
 LAUNCHERS = {
     "local": "ablax.sweeps.local:Local",
     "inline": "ablax.sweeps.inline:Inline",
+    "slurm": "ablax.sweeps.slurm:Slurm",
+    "ray": "ablax.sweeps.ray_tasks:RayTasks",
 }
 """Name -> class; a module is imported only when its launcher is asked for."""
+DONE, FAILED, REFUSED, TAKEN, PREEMPTED = 0, 1, 2, 3, 75
+"""Exit codes of a job (see `ablax.commands.output`)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Job:
       code: folder for PYTHONPATH.
       log: file for what it prints.
       program: equal for cells that share one compiled program.
+      mates: other cells that its process trains with it, as one program, if nobody runs them.
     """
 
     folder: str
@@ -31,6 +36,12 @@ class Job:
     code: Path
     log: Path
     program: str
+    mates: tuple[str, ...] = ()
+
+    def with_mates(self, mates: Sequence[str]) -> "Job":
+        """The job as it is started: of its mates, those that still wait."""
+        flags = (f"--mate={mate}" for mate in mates)
+        return dataclasses.replace(self, command=(*self.command, *flags), mates=tuple(mates))
 
 
 class Launcher(Protocol):

@@ -1,11 +1,12 @@
 """One cell of a sweep, run by whoever gets its lease: trained, or gone on with, and recorded."""
 
+import contextlib
 import dataclasses
 import json
 import platform
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ablax import trainer
 from ablax.config import RequestError, suggest
 from ablax.experiment import resolve
 from ablax.lease import Lease
+from ablax.members import train_members
 from ablax.run import Preempted, RunFailed, RunFolder, code_state, versions, write_json
 from ablax.sweeps.cells import Cell, lease_path, read_plan, read_record, record_path
 from ablax.sweeps.snapshot import package
@@ -73,71 +75,101 @@ def run_cell(
     if lease is None:
         raise Taken(f"another process runs {cell.folder}")
     with lease:
-        before = read_record(sweep, cell.folder)
-        if before["status"] == "finished":
-            return before
-        attempts = before.get("attempts", 0) + 1
-        started = {"started": time.time(), "attempts": attempts, "host": platform.node()}
-        write_json(record_path(sweep, cell.folder), {"status": "running", **started})
-        record = started | _outcome(
-            sweep, cell, experiment, analysis, extend, offline, progress, say
-        )
-        write_json(record_path(sweep, cell.folder), record)
-        return record
+        started = begin(sweep, cell)
+        if started["status"] == "finished":
+            return started
+        with counted() as programs:
+            try:
+                run = trainer.train(
+                    experiment,
+                    sweep / cell.folder,
+                    extend=extend,
+                    offline=offline,
+                    progress=progress,
+                    say=say,
+                    sweep=origin(cell, analysis),
+                )
+            except Preempted:
+                raise
+            except Exception as error:
+                run = error
+        return end(sweep, cell, experiment, started, run, programs)
 
 
-def _outcome(
+def begin(sweep: Path, cell: Cell) -> dict[str, Any]:
+    """Records that a cell is being run, by who holds its lease; the record, or that of a cell that is finished."""
+    before = read_record(sweep, cell.folder)
+    if before["status"] == "finished":
+        return before
+    started = {
+        "status": "running",
+        "started": time.time(),
+        "attempts": before.get("attempts", 0) + 1,
+        "host": platform.node(),
+    }
+    write_json(record_path(sweep, cell.folder), started)
+    return started
+
+
+def origin(cell: Cell, analysis: str) -> dict[str, Any]:
+    """What run.json says of the sweep."""
+    return {"cell": dataclasses.asdict(cell), "analysis_sha": analysis}
+
+
+def end(
     sweep: Path,
     cell: Cell,
     experiment: Any,
-    analysis: str,
-    extend: Iterable[Any],
-    offline: bool,
-    progress: bool,
-    say: Callable[[str], None] | None,
+    started: Mapping[str, Any],
+    run: "trainer.Run | Exception",
+    programs: Mapping[str, int],
 ) -> dict[str, Any]:
-    counts = {HITS: 0, MISSES: 0}
+    """Records how a cell ended.
+
+    Raises:
+      KeyboardInterrupt: if Ctrl-C ended the run, which saved.
+    """
+    if isinstance(run, Exception):
+        found = {
+            "status": "failed",
+            "error": str(run) or repr(run),
+            "traceback": traceback.format_exception(run),
+            # What the run can tell of itself in one line will be the same the next time.
+            "again": not isinstance(run, RequestError | RunFailed),
+        }
+    elif not run.finished:
+        raise KeyboardInterrupt
+    else:
+        found = {
+            "status": "finished",
+            "step": run.step,
+            "metrics": run.metrics,
+            "seconds": run.seconds,
+            "tokens_per_second": run.tokens_per_second,
+            "parameters": run.parameters,
+            "programs": dict(programs),
+            "identity": identity_of(experiment, RunFolder(run.workdir).status().get("data")),
+        }
+    record = {**started, **found}
+    write_json(record_path(sweep, cell.folder), record)
+    return record
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """How many programs are compiled inside (`compiled`), and how many are found compiled (`reused`)."""
+    counts = {"reused": 0, "compiled": 0}
+    names = {HITS: "reused", MISSES: "compiled"}
 
     def count(event: str, **_: Any) -> None:
-        if event in counts:
-            counts[event] += 1
+        if event in names:
+            counts[names[event]] += 1
 
     monitoring.register_event_listener(count)
     try:
-        run = trainer.train(
-            experiment,
-            sweep / cell.folder,
-            extend=extend,
-            offline=offline,
-            progress=progress,
-            say=say,
-            sweep={"cell": dataclasses.asdict(cell), "analysis_sha": analysis},
-        )
-    except Preempted:
-        raise
-    except Exception as error:
-        return {
-            "status": "failed",
-            "error": str(error) or repr(error),
-            "traceback": traceback.format_exception(error),
-            # What the run can tell of itself in one line will be the same the next time.
-            "again": not isinstance(error, RequestError | RunFailed),
-        }
+        yield counts
     finally:
         monitoring.unregister_event_listener(count)
-    if not run.finished:
-        raise KeyboardInterrupt
-    identity = identity_of(experiment, RunFolder(run.workdir).status().get("data"))
-    return {
-        "status": "finished",
-        "step": run.step,
-        "metrics": run.metrics,
-        "seconds": run.seconds,
-        "tokens_per_second": run.tokens_per_second,
-        "parameters": run.parameters,
-        "programs": {"reused": counts[HITS], "compiled": counts[MISSES]},
-        "identity": identity,
-    }
 
 
 def identity_of(experiment: Any, data: Any) -> dict[str, Any]:
@@ -153,17 +185,67 @@ def identity_of(experiment: Any, data: Any) -> dict[str, Any]:
 
 
 def run_named(
-    sweep: Path, folder: str, *, extend: Iterable[Any] = (), say: Callable[[str], None]
+    sweep: Path,
+    folder: str,
+    mates: Sequence[str] = (),
+    *,
+    extend: Iterable[Any] = (),
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Runs a cell by its name: what a launcher's process does. See `run_cell`."""
+    """Runs a cell by its name: what a launcher's process does. See `run_cell`.
+
+    Args:
+      mates: other cells that may train in one program with it.
+    """
     plan = read_plan(sweep)
-    cell = cell_named(plan, folder)
-    return run_cell(
-        sweep,
-        cell,
-        experiment_of(plan, cell, extend),
-        analysis=plan["analysis_sha"],
-        extend=extend,
-        offline=plan["offline"],
-        say=say,
-    )
+    cells = [cell_named(plan, name) for name in (folder, *mates)]
+    experiments = [experiment_of(plan, cell, extend) for cell in cells]
+    more = {"analysis": plan["analysis_sha"], "extend": extend, "offline": plan["offline"]}
+    if mates:
+        return run_together(sweep, cells, experiments, say=say, **more)
+    return run_cell(sweep, cells[0], experiments[0], say=say, **more)
+
+
+def run_together(
+    sweep: Path,
+    cells: Sequence[Cell],
+    experiments: Sequence[Any],
+    *,
+    analysis: str,
+    extend: Iterable[Any],
+    offline: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Trains cells as one program: the first, and those of the others that nobody runs and that are not finished.
+
+    Returns:
+      The first one's record; each has its own.
+
+    Raises:
+      Taken, Preempted, KeyboardInterrupt: see `run_cell`.
+    """
+    with contextlib.ExitStack() as stack:
+        ours = []
+        for cell, experiment in zip(cells, experiments, strict=True):
+            if lease := Lease.claim(lease_path(sweep, cell.folder)):
+                stack.enter_context(lease)
+                if (started := begin(sweep, cell))["status"] != "finished":
+                    ours.append((cell, experiment, started))
+            elif cell is cells[0]:
+                raise Taken(f"another process runs {cell.folder}")
+        with counted() as programs:
+            ends = (
+                train_members(
+                    [(experiment, sweep / cell.folder) for cell, experiment, _ in ours],
+                    extend=extend,
+                    offline=offline,
+                    sweeps=[origin(cell, analysis) for cell, _, _ in ours],
+                    say=say,
+                )
+                if ours
+                else []
+            )
+        for (cell, experiment, started), run in zip(ours, ends, strict=True):
+            end(sweep, cell, experiment, started, run, programs)
+            programs = {}  # counted once, for the first
+    return read_record(sweep, cells[0].folder)

@@ -34,10 +34,10 @@ class CheckpointConfig:
         "auto = the objective's nats per token.",
         mark="cosmetic",
     )
-    at_end: Literal["state", "parameters"] = knob(
-        "state",
+    at_end: Literal["auto", "state", "parameters"] = knob(
+        "auto",
         "What a finished run keeps of its checkpoints: the whole state, so that it may get more training.steps or be "
-        "forked, or only the parameters that are evaluated.",
+        "forked, or only the parameters that are evaluated; auto = parameters for a cell of a sweep, else the state.",
         mark="cosmetic",
     )
     grace_seconds: float = knob(

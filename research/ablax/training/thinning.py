@@ -23,9 +23,12 @@ MANY = 10**6
 
 def is_due(experiment: Any, folder: RunFolder) -> bool:
     """Whether a run has finished and its checkpoints hold more than `checkpoint.at_end` says."""
-    if experiment.checkpoint.at_end == "state" or hasattr(experiment.model, "fit"):
+    kept, status = experiment.checkpoint.at_end, folder.status()
+    if kept == "auto":
+        kept = "parameters" if "sweep" in status else "state"
+    if kept == "state" or hasattr(experiment.model, "fit"):
         return False
-    return folder.status().get("status") == "finished" and unthinned(folder)
+    return status.get("status") == "finished" and unthinned(folder)
 
 
 def thin(experiment: Any, engine: Any, folder: RunFolder, say: Callable[[str], None]) -> None:
