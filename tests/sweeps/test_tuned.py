@@ -1,0 +1,129 @@
+"""Tuning: the same trials for every arm, a winner chosen on one split and measured on another with fresh seeds."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ablax.config import RequestError
+from ablax.sweeps.plan import chain, named
+from ablax.sweeps.tuned import (
+    Trial,
+    concrete,
+    edges,
+    expected_best,
+    ready,
+    trials_of,
+    tuned,
+    tuning,
+    winner,
+)
+
+RATE = "optimizer.learning_rate"
+ARMS = chain(named("gelu"), named("relu", {"model.activation": "relu"}))
+PLAN = tuned(ARMS, [{RATE: rate} for rate in (1e-3, 2e-3, 4e-3)], seeds=(7, 8))
+
+
+def records(**values):
+    """A finished record per trial with its value, in the plan's order; winners have not started."""
+    found = []
+    for cell in PLAN:
+        value = values.get(cell["arm"].replace(",trial ", ""), "missing")
+        if isinstance(value, str):
+            found.append({"status": value})
+        else:
+            found.append({"status": "finished", "metrics": {"loss": value}})
+    return found
+
+
+def test_every_arm_has_the_same_trials_and_winners_have_fresh_seeds():
+    """Catches: draws that depend on the arm, winners on the split of selection."""
+    plan = tuned(ARMS, {RATE: stats.loguniform(1e-4, 1e-2)}, 4)
+    assert json.loads(json.dumps(plan)) == plan
+    rates = {
+        arm: [c[RATE] for c in plan if c.get("trial", {}).get("of") == arm]
+        for arm in ("gelu", "relu")
+    }
+    assert rates["gelu"] == rates["relu"]
+    assert len(set(rates["gelu"])) == 4
+    winners = [cell for cell in plan if "winner" in cell]
+    assert [(c["arm"], c["seed"]) for c in winners] == [
+        (arm, seed) for arm in ("gelu", "relu") for seed in (1, 2, 3)
+    ]
+    assert {cell["evaluation.split"] for cell in winners} == {"test"}
+    assert {c["evaluation.split"] for c in plan if "trial" in c} == {"validation"}
+    assert not any(RATE in cell for cell in winners)
+
+
+def test_a_winner_waits_for_all_trials_of_its_arm():
+    """Catches: a choice among the trials that were fast."""
+    found = records(gelu0=3.0, gelu1=2.0, gelu2="running", relu0=3.0, relu1="failed", relu2=2.5)
+    trials = trials_of(PLAN, found, "loss")
+    can = {cell["arm"]: ready(cell, trials) for cell in PLAN}
+    assert can.pop("gelu") is False
+    assert all(can.values())
+
+
+def test_the_winner_is_the_same_for_everybody():
+    """Catches: the largest loss, the last of equal trials, a failed or diverged trial that wins."""
+    found = records(gelu0=2.0, gelu1=2.0, gelu2=math.nan, relu0="failed", relu1=3.0, relu2=2.5)
+    trials = trials_of(PLAN, found, "loss")
+    gelu = next(cell for cell in PLAN if cell["arm"] == "gelu")
+    relu = next(cell for cell in PLAN if cell["arm"] == "relu")
+    assert concrete(gelu, trials, "loss") == {
+        "arm": "gelu", "seed": 7, "evaluation.split": "test", RATE: 1e-3,
+    }  # fmt: skip
+    assert concrete(relu, trials, "loss")[RATE] == 4e-3
+    backwards = trials_of(PLAN[::-1], found[::-1], "loss")
+    assert backwards == trials
+    accuracies = [Trial("a", i, {RATE: i}, "finished", value) for i, value in enumerate((0.1, 0.9))]
+    assert winner(accuracies, "accuracy").index == 1
+    with pytest.raises(RequestError, match="none of 1 trials of arm 'a' has a finite loss"):
+        winner([Trial("a", 0, {}, "failed", None)], "loss")
+
+
+@pytest.mark.parametrize("higher", [False, True])
+def test_the_expected_best_is_that_of_draws(higher):
+    """Against 20,000 draws; 4 standard errors. Catches: ranks off by one, the best of the worst end."""
+    values = np.array([3.0, 1.0, 2.5, 7.0, 2.0])
+    found = expected_best(values.tolist(), higher)
+    drawn = np.random.default_rng(0).choice(values, (20_000, 5))
+    for count in range(1, 6):
+        best = drawn[:, :count].max(axis=1) if higher else drawn[:, :count].min(axis=1)
+        assert abs(found[count - 1] - best.mean()) < 4 * best.std() / 20_000**0.5 + 1e-12
+
+
+def test_an_optimum_at_the_edge_is_flagged():
+    """Catches: every winner flagged, knobs that are no numbers."""
+    trials = [
+        Trial("a", i, {RATE: rate, "model.activation": name}, "finished", float(i))
+        for i, (rate, name) in enumerate([(1, "relu"), (2, "gelu"), (3, "silu")])
+    ]
+    assert [edges(trials, trial) for trial in trials] == [[RATE], [], [RATE]]
+    assert edges(trials[:2], trials[0]) == []
+
+
+def test_the_report_says_what_tuning_did():
+    found = records(gelu0=3.0, gelu1=2.0, gelu2=2.5, relu0="failed", relu1="failed", relu2="failed")
+    told = json.loads(json.dumps(tuning(trials_of(PLAN, found, "loss"), "loss")))
+    assert told["gelu"]["winner"] == {RATE: 2e-3}
+    assert (told["gelu"]["edges"], told["gelu"]["failed"], told["relu"]["failed"]) == ([], 0, 3)
+    assert told["gelu"]["curve"][0] == 2.5
+    assert told["gelu"]["curve"][2] < 2.3
+    assert "none of 3 trials" in told["relu"]["why"]
+
+
+def test_senseless_tuning_is_refused():
+    for arms, knobs, options, message in (
+        (ARMS, [], {}, "there are no trials"),
+        (ARMS, {RATE: [1, 2]}, {}, "there are no trials"),
+        (ARMS, [{RATE: 1}], {"trials": 2}, "1 are listed"),
+        (ARMS, [{RATE: 1}], {"seeds": (0, 1)}, "fresh seeds"),
+        (ARMS, [{RATE: 1}], {"report_on": "validation"}, "another split"),
+        ([{"model.bias": False}], [{RATE: 1}], {}, "has no name"),
+        (named("a", {RATE: 1}), [{RATE: 1}], {}, "which tuning sets"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            tuned(arms, knobs, **options)
