@@ -56,6 +56,7 @@ FOUND = {
         arm("base", None, None),
     ],
     "not_comparable": [],
+    "looks": ["looked at early"],
     "exploratory": ["metric bits_per_byte in place of the plan's loss"],
     "noise": {"repeat": 0.01, "seed": 0.02, "evaluation": None},
     "effects": [

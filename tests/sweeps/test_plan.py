@@ -12,12 +12,14 @@ from ablax.sweeps import plan
 from ablax.sweeps.cells import cells_of, slug
 from ablax.sweeps.fractions import fraction_of
 from ablax.sweeps.plan import (
+    Plan,
     add_one_in,
     chain,
     factorial,
     grid,
     leave_one_out,
     named,
+    plan_of,
     product,
     random,
     seeds,
@@ -171,16 +173,30 @@ def test_paths_with_the_same_ending_are_told_apart():
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ([], "the plan is empty"),
         ([3], "must return dicts"),
         ([{"arm": "a"}, {"arm": "a"}], "cell a/seed0 is 2 times"),
         ([{"arm": "a", "x": 1}, {"arm": "a", "x": 2, "seed": 1}], "two different arms are named"),
         ([{"seed": "one"}], "must be a whole number"),
     ],
 )
-def test_malformed_plans_are_refused(cells, message):
+def test_malformed_cells_are_refused(cells, message):
     with pytest.raises(RequestError, match=message):
         cells_of(cells)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ([], "the plan is empty"),
+        (Plan([]), "the plan is empty"),
+        ({"seed": 1}, "must return a Plan or a list"),
+        (None, "must return a Plan or a list"),
+    ],
+)
+def test_malformed_plans_are_refused(made, message):
+    """Catches: a dict that is taken for a list of its keys."""
+    with pytest.raises(RequestError, match=message):
+        plan_of(made)
 
 
 def test_slugs_stay_unique():

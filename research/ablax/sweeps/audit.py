@@ -32,7 +32,7 @@ def audit(
             "log": _last_lines(sweep / f"{folder}.log") if record["status"] == "failed" else [],
         }
         for folder, record in records.items()
-        if record["status"] != "finished"
+        if record["status"] not in ("finished", "unneeded")
     ]
     return {
         "planned": len(records),

@@ -16,6 +16,8 @@ from typing import Any
 
 from ablax.config import RequestError, digest
 from ablax.run import write_json
+from ablax.sweeps.keys import LINKS, TRIAL
+from ablax.sweeps.looks import declared
 from ablax.sweeps.plan import ARM, REPEAT, SEED, Plan
 from ablax.sweeps.statistics import CONFIDENCE
 
@@ -33,6 +35,7 @@ class Cell:
       overrides: all that the plan sets, the seed included, the arm's name not.
       folder: its run folder, relative to the sweep's.
       repeat: which run of this arm and seed it is; 0 is the one that is compared.
+      links: what ties it to other cells of the plan (`ablax.sweeps.tuned`).
     """
 
     arm: str
@@ -40,6 +43,7 @@ class Cell:
     overrides: Mapping[str, Any]
     folder: str
     repeat: int = 0
+    links: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def cells_of(plan: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -61,7 +65,9 @@ def cells_of(plan: Sequence[Mapping[str, Any]]) -> list[Cell]:
     arms, cells = {}, []
     for overrides in plan:
         changes = {
-            path: value for path, value in overrides.items() if path not in (ARM, SEED, REPEAT)
+            path: value
+            for path, value in overrides.items()
+            if path not in (ARM, SEED, REPEAT, *LINKS)
         }
         name = str(overrides.get(ARM) or _describe(changes, short))
         if arms.setdefault(name, changes) != changes:
@@ -72,7 +78,8 @@ def cells_of(plan: Sequence[Mapping[str, Any]]) -> list[Cell]:
                 raise RequestError(f"{key}={value!r} of arm {name!r} must be a whole number >= 0")
         seeded = {SEED: seed} if SEED in overrides else {}
         folder = f"{slug(name)}/seed{seed}" + (f".repeat{repeat}" if repeat else "")
-        cells.append(Cell(name, seed, {**changes, **seeded}, folder, repeat))
+        links = {key: overrides[key] for key in LINKS if key in overrides}
+        cells.append(Cell(name, seed, {**changes, **seeded}, folder, repeat, links))
     for folder, count in collections.Counter(cell.folder for cell in cells).items():
         if count > 1:
             raise RequestError(f"cell {folder} is {count} times in the plan; remove the copies")
@@ -106,16 +113,25 @@ def slug(name: str) -> str:
     return f"{safe[:LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
+def arms_of(cells: Sequence[Cell]) -> list[str]:
+    """The arms that are compared, in the plan's order: a trial is none."""
+    return list(dict.fromkeys(cell.arm for cell in cells if TRIAL not in cell.links))
+
+
 def analysis_of(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
     """How the arms will be compared: what a plan settles before its first cell runs, as JSON has it.
 
     Raises:
       RequestError: if no arm has the baseline's name.
     """
-    arms = list(dict.fromkeys(cell.arm for cell in cells))
+    arms = arms_of(cells)
     if plan.baseline not in (None, *arms):
         raise RequestError(
             f"baseline={plan.baseline!r} names no arm of the plan; there are: {', '.join(arms)}"
+        )
+    if plan.looks is not None and any(cell.links for cell in cells):
+        raise RequestError(
+            "looks are at arms with the same seeds, and a plan by `tuned` has trials; leave out one of both"
         )
     found = {
         "metric": plan.metric,
@@ -123,8 +139,7 @@ def analysis_of(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
         "test": "paired t over seeds",
         "confidence": CONFIDENCE,
         "adjusted": "Holm, over all arms",
-        "looks": plan.looks
-        and {"kind": type(plan.looks).__name__, **dataclasses.asdict(plan.looks)},
+        "looks": None if plan.looks is None else declared(plan.looks),
     }
     return json.loads(json.dumps(found))
 
@@ -155,7 +170,7 @@ def write_plan(
         "baseline": analysis["baseline"],
         "analysis": dict(analysis),
         "analysis_sha": hash_of(analysis),
-        "arms": list(dict.fromkeys(cell.arm for cell in cells)),
+        "arms": arms_of(cells),
         "late": {},
         "cells": [dataclasses.asdict(cell) for cell in cells],
         **more,

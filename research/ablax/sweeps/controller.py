@@ -27,8 +27,8 @@ class State:
     """Where a cell is.
 
     Attributes:
-      status: `waiting`, `running`, `elsewhere` (another controller runs it), `finished`, `skipped` (finished before),
-        `failed`, `interrupted`.
+      status: `waiting`, `unneeded` (no look wants it), `running`, `elsewhere` (another controller runs it),
+        `finished`, `skipped` (finished before), `failed`, `interrupted`.
       attempts: starts by this controller.
       since: `time.monotonic()` when it was started last.
       error: why it failed.
@@ -54,6 +54,7 @@ class Controller:
       retries: how many times more a cell is tried that failed for a reason that may pass.
       say: takes a line of talk.
       show: called with the states whenever it looked at them.
+      held: which cells are not wanted, as things stand; asked whenever a cell has ended.
     """
 
     def __init__(
@@ -64,11 +65,12 @@ class Controller:
         retries: int,
         say: Callable[[str], None],
         show: Callable[[Mapping[str, State]], None] = lambda states: None,
+        held: Callable[[], set[str]] = set,
     ):
         self.sweep, self.launcher, self.retries = sweep, launcher, retries
         self.jobs = {job.folder: job for job in jobs}
         self.states = {job.folder: State() for job in jobs}
-        self.say, self.show = say, show
+        self.say, self.show, self.held = say, show, held
         self._watched = {job.folder: Watched(lease_path(sweep, job.folder)) for job in jobs}
         self._looked = -LOOK_SECONDS
         self._steps: dict[str, int] = {}
@@ -86,6 +88,7 @@ class Controller:
             if self._record(folder)["status"] == "finished":
                 state.status = "skipped"
                 self.say(f"{folder}: already finished")
+        self._hold()
         while self._open():
             if reason := asked():
                 self._stop()
@@ -98,6 +101,13 @@ class Controller:
                 time.sleep(POLL_SECONDS if self.launcher.capacity > 1 or self._of("running") else 0)
         return None
 
+    def _hold(self) -> None:
+        """Takes what is not wanted out of the queue, and puts back what now is."""
+        held = self.held()
+        for folder, state in self.states.items():
+            if state.status in ("waiting", "unneeded"):
+                state.status = "unneeded" if folder in held else "waiting"
+
     def _of(self, status: str) -> list[str]:
         return [folder for folder, state in self.states.items() if state.status == status]
 
@@ -108,8 +118,10 @@ class Controller:
         return read_record(self.sweep, folder)
 
     def _reap(self) -> None:
-        for folder, code in self.launcher.ended().items():
-            self._ended(folder, code)
+        if ended := self.launcher.ended():
+            for folder, code in ended.items():
+                self._ended(folder, code)
+            self._hold()
 
     def _ended(self, folder: str, code: int) -> None:
         """Settles what became of a job of ours."""
@@ -181,6 +193,7 @@ class Controller:
                 self.say(f"{folder} failed: {record['error']}")
             else:
                 state.status, state.leader = "waiting", ""
+            self._hold()
 
     def _fill(self) -> None:
         """Starts as many jobs as there is room for."""

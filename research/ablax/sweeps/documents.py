@@ -42,7 +42,7 @@ def read_sums(
     if parts is None or not path.is_file():
         return None
     numerator, denominator, scale = parts
-    with np.load(path) as found:
+    with np.load(path, allow_pickle=False) as found:
         return np.stack([found[numerator] * scale, found[denominator]]).astype(np.float64)
 
 
@@ -103,3 +103,11 @@ def bootstrap(
     )
     low, high = found.confidence_interval
     return float(low), float(high)
+
+
+def over_documents(ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
+    """What the choice of documents makes of a difference of trained models."""
+    if not ours or not theirs:
+        return {"evaluation": None, "these_models": None}
+    error = standard_error([(1, ours), (-1, theirs)])
+    return {"evaluation": error, "these_models": bootstrap(ours, theirs)}

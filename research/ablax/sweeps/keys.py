@@ -7,3 +7,5 @@ SCALE = "scale"
 """The arm and the size that an arm of a plan over sizes is, and how long it trains for them (see `scale`)."""
 TRIAL, WINNER = "trial", "winner"
 """A trial of an arm that is tuned, and its best trial's run with another seed (see `tuned`)."""
+LINKS = (TRIAL, WINNER)
+"""Words that tie a cell to others of the plan."""

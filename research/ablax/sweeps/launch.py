@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,19 @@ from ablax.sweeps.cells import (
     hash_of,
     is_finished,
     log_path,
+    read_plan,
     read_record,
     write_plan,
 )
 from ablax.sweeps.controller import Controller, State
+from ablax.sweeps.early import Early, rule_of
 from ablax.sweeps.inline import Inline
+from ablax.sweeps.keys import WINNER
 from ablax.sweeps.launchers import DONE, FAILED, Job, Launcher
 from ablax.sweeps.plan import plan_of
 from ablax.sweeps.resolution import Resolved, check_portable, resolve_plan
 from ablax.sweeps.snapshot import package, snapshot
-from ablax.sweeps.worker import run_cell
+from ablax.sweeps.worker import experiment_of, held_winners, refuse, run_cell
 from ablax.training.groups import groups
 from ablax.training.phases import Phases
 from ablax.training.signals import signals
@@ -39,7 +43,8 @@ MORE_GRACE = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a sweep went: cells by `folder`, each `finished`, `failed` or `skipped` (finished before)."""
+    """How a sweep went: cells by `folder`, each `finished`, `failed`, `skipped` (finished before) or
+    `unneeded` (by the plan's looks)."""
 
     workdir: Path
     statuses: Mapping[str, str]
@@ -101,12 +106,12 @@ def launch(
     resolved = resolve_plan(config, plan, extend, offline)
     for cell in resolved.cells:
         folder = RunFolder(workdir / cell.folder)
-        if folder.exists():
+        if folder.exists() and WINNER not in cell.links:  # its knobs are its trials' to say
             _check_started(folder, cell, resolved.experiments[cell.folder], extend)
     values = configuration.to_dict(resolve(config, extend=extend))
     if launcher is not None:
         check_portable(values, resolved, extend)
-    write_plan(
+    content = write_plan(
         workdir,
         resolved.cells,
         resolved.analysis,
@@ -129,7 +134,10 @@ def launch(
         if runs.prepares and not all(is_finished(workdir, job.folder) for job in jobs):
             _prepare(resolved, offline)
         phases.enter("step", 0)
-        controller = Controller(workdir, jobs, runs, retries, say, show)
+        rule = rule_of(content)
+        held = functools.partial(held_winners, workdir, content)
+        held = Early(workdir, content, rule, say).held if rule else held
+        controller = Controller(workdir, jobs, runs, retries, say, show, held)
         with stop.breakable(False):
             try:
                 reason = controller.run(stop)
@@ -150,8 +158,9 @@ def _mates(
     """Cell -> the others that may train in one program with it; says how many programs there are, and why."""
     if together < 2:
         return {}
-    folders = list(resolved.experiments)
-    found = groups(list(resolved.experiments.values()), together)
+    # What a winner among trials is, is not known yet.
+    folders = [cell.folder for cell in resolved.cells if WINNER not in cell.links]
+    found = groups([resolved.experiments[folder] for folder in folders], together)
     for group in found:
         names = [folders[index] for index in group.members]
         apart = f" ({group.why})" if group.why else ""
@@ -194,10 +203,17 @@ def _worker(
     cells = {cell.folder: cell for cell in resolved.cells}
 
     def work(folder: str) -> int:
+        experiment = resolved.experiments[folder]
+        if WINNER in cells[folder].links:
+            try:
+                experiment = experiment_of(sweep, read_plan(sweep), cells[folder], extend)
+            except RequestError as error:
+                refuse(sweep, cells[folder], error)
+                return FAILED
         record = run_cell(
             sweep,
             cells[folder],
-            resolved.experiments[folder],
+            experiment,
             analysis=hash_of(resolved.analysis),
             extend=extend,
             offline=offline,

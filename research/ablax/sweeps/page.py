@@ -84,14 +84,14 @@ def changes(found: Mapping[str, Any]) -> list[str]:
 
 def notes(found: Mapping[str, Any]) -> list[str]:
     """What the table cannot tell, one line each."""
-    lines = [
+    lines = found["looks"] + [
         f"{row['arm']}: {why}"
         for row in found["arms"]
         for why in (row["why"], row["warning"])
         if why
     ]
     told = [row for row in found["arms"] if row["interval"]]
-    lines += map(_power, told)
+    lines += map(_power, [row for row in told if row["detectable"] is not None])
     if told and min(row["n"] for row in told) < FEW:
         lines.append(
             "Intervals and p hold for noise that is symmetric, and so few seeds do not show whether it is: where one "

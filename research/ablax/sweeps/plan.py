@@ -18,19 +18,21 @@ out.
 
 import dataclasses
 import itertools
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ablax.config import RequestError
+from ablax.sweeps.boundaries import Anytime as Anytime
+from ablax.sweeps.boundaries import Boundary
+from ablax.sweeps.boundaries import Spending as Spending
+from ablax.sweeps.draws import random as random
 from ablax.sweeps.fractions import fraction_of
 from ablax.sweeps.keys import ARM as ARM
 from ablax.sweeps.keys import REPEAT as REPEAT
 from ablax.sweeps.keys import SEED as SEED
 from ablax.sweeps.match import match as match
 from ablax.sweeps.scale import scale as scale
+from ablax.sweeps.tuned import tuned as tuned
 
 Overrides = dict[str, Any]
 Toggles = Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]]
@@ -44,14 +46,14 @@ class Plan:
       cells: flat overrides, one dict for every cell.
       metric: what arms are compared by.
       baseline: the arm that the others are compared with; the first one's name when None.
-      looks: when arms may stop, or seeds be added, before all is done: a boundary of `ablax.sweeps.looks`; None for
-        one look, at the end.
+      looks: a boundary, `Spending` or `Anytime`, by which arms may stop before all their seeds have run; None for one
+        look, at the end.
     """
 
     cells: Sequence[Mapping[str, Any]]
     metric: str = "bits_per_byte"
     baseline: str | None = None
-    looks: Any = None
+    looks: Boundary | None = None
 
 
 def plan_of(made: Any) -> Plan:
@@ -103,37 +105,6 @@ def zip_(
         shown = ", ".join(f"{path} has {length}" for path, length in lengths.items())
         raise RequestError(f"zip_ needs axes of one length: {shown}")
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
-
-
-def random(n: int, distributions: Mapping[str, Any], seed: int = 0) -> list[Overrides]:
-    """`n` draws of every knob by itself (random search; Bergstra and Bengio 2012).
-
-    A knob's draws depend on the seed and its path alone: one more knob, or one more draw, changes no other.
-
-    >>> random(2, {"model.activation": ["relu", "gelu"]}, seed=1)
-    [{'model.activation': 'relu'}, {'model.activation': 'relu'}]
-
-    Args:
-      distributions: path -> a frozen distribution of `scipy.stats` (`loguniform(1e-4, 1e-2)`, `randint(1, 9)`), or a
-        list of values that are drawn with equal chances.
-
-    Raises:
-      RequestError: if a distribution is neither.
-    """
-    drawn = {path: _draws(n, path, one, seed) for path, one in distributions.items()}
-    return [{path: values[i] for path, values in drawn.items()} for i in range(n)]
-
-
-def _draws(n: int, path: str, distribution: Any, seed: int) -> list[Any]:
-    generator = np.random.default_rng((seed, zlib.crc32(path.encode())))
-    if isinstance(distribution, list | tuple):
-        return [distribution[generator.integers(len(distribution))] for _ in range(n)]
-    if not hasattr(distribution, "rvs"):
-        raise RequestError(
-            f"random: {path}={distribution!r} is no distribution; give one of scipy.stats or a list of values"
-        )
-    values = (distribution.rvs(random_state=generator) for _ in range(n))
-    return [value.item() if isinstance(value, np.generic) else value for value in values]
 
 
 def leave_one_out(toggles: Toggles, name: str = "full") -> list[Overrides]:

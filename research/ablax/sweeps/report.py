@@ -14,7 +14,8 @@ from ablax.run import RunFolder
 from ablax.sweeps.audit import audit, changes, flops, same_batches
 from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.curves import learning_curves
-from ablax.sweeps.documents import bootstrap, read_sums, standard_error
+from ablax.sweeps.documents import over_documents, read_sums, standard_error
+from ablax.sweeps.early import comparisons, marked, rule_of, told
 from ablax.sweeps.effects import effects_of, overrides_of
 from ablax.sweeps.forest import differences
 from ablax.sweeps.formats import html, latex
@@ -72,7 +73,10 @@ def report(
         for arm, why in reasons.items()
         if why is None
     }
-    if baseline in values:
+    rule = None if exploratory else rule_of(plan)
+    if baseline in values and rule:
+        compared = comparisons(plan, rule, values)
+    elif baseline in values:
         compared = compare(values, baseline, plan["arms"])
     else:
         why = reasons.get(baseline) or "none of its cells has finished"
@@ -84,7 +88,7 @@ def report(
         repeats_of(plan, records, metric, values),
         [e for own in sums.values() for one in own if (e := standard_error([(1, [one])]))],
     )
-    checked = audit(sweep, plan, records)
+    checked = audit(sweep, plan, marked(plan, rule, values, records) if rule else records)
     arms = []
     for arm, own in values.items():
         row = _row(arm, by_arm[arm], own, compared.get(arm))
@@ -92,7 +96,7 @@ def report(
             row |= {
                 "same_batches": same_batches(sweep, plan, arm, values),
                 "changes": changes(sweep, plan, arm),
-                **_over_documents(sums.get(arm, []), sums.get(baseline, [])),
+                **over_documents(sums.get(arm, []), sums.get(baseline, [])),
             }
             count = sums[arm][0].shape[1] if sums.get(arm) else 0
             row["floor"] = floor(noises, row["n"], row["evaluation"], count)
@@ -109,6 +113,7 @@ def report(
         "unit": unit(metric),
         "baseline": baseline,
         "exploratory": exploratory,
+        "looks": told(plan, rule, values) if rule and baseline in values else [],
         "arms": sorted(arms, key=lambda row: sign * row["mean"]),
         "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
         "noise": dataclasses.asdict(noises),
@@ -152,14 +157,6 @@ def _sums(
         if read and all(one is not None for one in read):
             found[arm] = read
     return found
-
-
-def _over_documents(ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
-    """What the choice of documents makes of a difference of trained models."""
-    if not ours or not theirs:
-        return {"evaluation": None, "these_models": None}
-    error = standard_error([(1, ours), (-1, theirs)])
-    return {"evaluation": error, "these_models": bootstrap(ours, theirs)}
 
 
 def _check_metric(metric: str, by_arm: Mapping[str, Mapping[int, dict]]) -> None:

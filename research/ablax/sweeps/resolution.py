@@ -8,6 +8,7 @@ from typing import Any
 from ablax.config import RequestError, suggest
 from ablax.experiment import resolve
 from ablax.sweeps.cells import Cell, analysis_of, cells_of
+from ablax.sweeps.early import seeds_of
 from ablax.sweeps.plan import plan_of
 from ablax.sweeps.solved import solved
 from ablax.training.evaluators import metrics_of
@@ -55,6 +56,9 @@ def resolve_plan(
     known = sorted({name for one in experiments.values() for name in metrics_of(one)})
     if plan.metric not in known:
         raise RequestError(f"metric={plan.metric}: no arm reports it{suggest(plan.metric, known)}")
+    if plan.looks is not None:
+        content = {**analysis, "cells": [dataclasses.asdict(cell) for cell in cells]}
+        plan.looks.looks(len(seeds_of(content)))
     found = {cell.arm: note for cell, note in zip(cells, notes, strict=True) if note}
     return Resolved(cells, experiments, found, analysis)
 

@@ -18,7 +18,7 @@ from ablax.watching import duration
 
 EVERY_SECONDS = 1.0
 STYLES = {"finished": "green", "skipped": "green", "failed": "red", "running": "cyan"}
-ENDED = ("finished", "skipped", "failed")
+ENDED = ("finished", "skipped", "unneeded", "failed")
 
 
 class Screen:
@@ -64,7 +64,7 @@ class Screen:
         table = Table(box=None, pad_edge=False)
         for column in ("cell", "status", "step", "loss", "tokens/s", "left"):
             table.add_column(column, justify="left" if column in ("cell", "status") else "right")
-        order = ("running", "failed", "elsewhere", "waiting", "interrupted", "finished", "skipped")
+        order = ("running", "failed", "elsewhere", "waiting", "interrupted", *ENDED)
         rows = sorted(states, key=lambda folder: order.index(states[folder].status))
         room = max(3, self.console.height - 4)
         left = {folder: self._left(folder, states) for folder in rows}

@@ -5,7 +5,7 @@ from typing import Any
 
 from ablax.config import RequestError
 from ablax.sweeps.budgets import Budgets
-from ablax.sweeps.keys import ARM, MATCH, REPEAT, SCALE, SEED
+from ablax.sweeps.keys import ARM, LINKS, MATCH, REPEAT, SCALE, SEED
 from ablax.sweeps.scale import STEPS
 from ablax.sweeps.solver import Search
 
@@ -53,7 +53,7 @@ def solved(
 
 def _arm(budgets: Budgets, own: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The values of one arm's open knobs, and how near they come."""
-    changes = {path: value for path, value in own.items() if path not in OPEN}
+    changes = {path: value for path, value in own.items() if path not in (*OPEN, *LINKS)}
     values: dict[str, Any] = {}
     notes = []
     for wish in own.get(MATCH, ()):

@@ -14,6 +14,7 @@ from statsmodels.stats.power import TTestPower
 
 CONFIDENCE = 0.95
 POWER = 0.8
+MOST_SEEDS = 10**6
 FEW = 20
 """Pairs of seeds under which a skew of their differences often goes unseen."""
 SKEWED = 0.05
@@ -186,18 +187,23 @@ def diverged(values: Mapping[str, Mapping[int, float]]) -> dict[str, str]:
     return found
 
 
-def seeds_needed(difference: float, sd: float, confidence: float = CONFIDENCE) -> int:
+def seeds_needed(difference: float, sd: float, confidence: float = CONFIDENCE) -> int | None:
     """How many pairs of seeds show a true difference with a chance of 80 % (Cohen 1988, section 2.3).
 
     Args:
       difference: not 0.
       sd: standard deviation of the paired differences.
+
+    Returns:
+      None for more than anybody could run.
     """
     effect, most = abs(difference) / sd, 2
     # statsmodels' solver finds nothing where three pairs are enough.
     power = functools.partial(_power, effect, alpha=1 - confidence)
     while power(most) < POWER:
         most *= 2
+        if most > MOST_SEEDS:
+            return None
     return bisect.bisect_left(range(most + 1), POWER, lo=most // 2, key=power)
 
 

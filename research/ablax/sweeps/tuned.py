@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from ablax.config import RequestError
 from ablax.history import higher_is_better
+from ablax.sweeps.draws import random
 from ablax.sweeps.keys import ARM, SEED, TRIAL, WINNER
-from ablax.sweeps.plan import random
 
 SPLIT = "evaluation.split"
 FEWEST_ON_A_GRID = 3
@@ -79,7 +79,8 @@ def _drawn(knobs: Any, trials: int | None, seed: int) -> Sequence[Mapping[str, A
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A trial of an arm as far as it got: `status` of its record, and the metric of a finished one."""
+    """A trial of an arm as far as it got: `status` of its record, `running` while it will be tried again, and the
+    metric of a finished one."""
 
     arm: str
     index: int
@@ -99,7 +100,7 @@ def trials_of(
     """Arm -> its trials in order.
 
     Args:
-      cells: the plan's overrides; `records`: their records, in the same order.
+      cells: the plan's overrides, or only what ties cells together; `records`: theirs, in the same order.
     """
     found: dict[str, list[Trial]] = {}
     for cell, record in zip(cells, records, strict=True):
@@ -107,7 +108,10 @@ def trials_of(
             value = (
                 record.get("metrics", {}).get(metric) if record["status"] == "finished" else None
             )
-            trial = Trial(note["of"], note["trial"], note["draw"], record["status"], value)
+            status = record["status"]
+            if status == "failed" and record.get("again", True) and "last_lines" not in record:
+                status = "running"  # it is tried again, until the controller gives it up
+            trial = Trial(note["of"], note["trial"], note["draw"], status, value)
             found.setdefault(note["of"], []).append(trial)
     return {arm: sorted(own, key=lambda trial: trial.index) for arm, own in found.items()}
 

@@ -20,7 +20,9 @@ from ablax.lease import Lease
 from ablax.members import train_members
 from ablax.run import Preempted, RunFailed, RunFolder, code_state, versions, write_json
 from ablax.sweeps.cells import Cell, lease_path, read_plan, read_record, record_path
+from ablax.sweeps.keys import WINNER
 from ablax.sweeps.snapshot import package
+from ablax.sweeps.tuned import Trial, ready, trials_of, winner
 
 HITS = "/jax/compilation_cache/cache_hits"
 MISSES = "/jax/compilation_cache/cache_misses"
@@ -43,9 +45,44 @@ def cell_named(plan: Mapping[str, Any], folder: str) -> Cell:
     raise RequestError(f"--cell={folder} is no cell of the plan{suggest(folder, names)}")
 
 
-def experiment_of(plan: Mapping[str, Any], cell: Cell, extend: Iterable[Any] = ()) -> Any:
-    """The configuration of a cell, from the sweep's folder alone: the experiment's file may have changed."""
-    return resolve(plan["config"], cell.overrides, extend=extend)
+def experiment_of(
+    sweep: Path, plan: Mapping[str, Any], cell: Cell, extend: Iterable[Any] = ()
+) -> Any:
+    """The configuration of a cell, from the sweep's folder alone: the experiment's file may have changed.
+
+    Raises:
+      RequestError: if it is that of the winner among trials, and none has won.
+    """
+    chosen = {}
+    if wish := cell.links.get(WINNER):
+        chosen = winner(trials_in(sweep, plan)[wish["of"]], plan["metric"]).draw
+    return resolve(plan["config"], {**cell.overrides, **chosen}, extend=extend)
+
+
+def trials_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, list[Trial]]:
+    """Arm -> its trials, as they stand in the sweep's folder; empty for a plan without tuning."""
+    cells = [cell["links"] for cell in plan["cells"]]
+    records = [read_record(sweep, cell["folder"]) for cell in plan["cells"]]
+    return trials_of(cells, records, plan["metric"])
+
+
+def held_winners(sweep: Path, plan: Mapping[str, Any]) -> set[str]:
+    """The cells that wait for trials, by folder."""
+    trials = trials_in(sweep, plan)
+    return {cell["folder"] for cell in plan["cells"] if not ready(cell["links"], trials)}
+
+
+def refuse(sweep: Path, cell: Cell, error: RequestError) -> dict[str, Any]:
+    """Records why a cell cannot be run.
+
+    Raises:
+      Taken: if another process holds the cell's lease.
+    """
+    lease = Lease.claim(lease_path(sweep, cell.folder))
+    if lease is None:
+        raise Taken(f"another process runs {cell.folder}")
+    with lease:
+        return end(sweep, cell, None, begin(sweep, cell), error, {})
 
 
 def run_cell(
@@ -199,7 +236,7 @@ def run_named(
     """
     plan = read_plan(sweep)
     cells = [cell_named(plan, name) for name in (folder, *mates)]
-    experiments = [experiment_of(plan, cell, extend) for cell in cells]
+    experiments = [experiment_of(sweep, plan, cell, extend) for cell in cells]
     more = {"analysis": plan["analysis_sha"], "extend": extend, "offline": plan["offline"]}
     if mates:
         return run_together(sweep, cells, experiments, say=say, **more)
