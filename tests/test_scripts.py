@@ -121,17 +121,19 @@ def test_pip_installs_once(checkout):
     assert installed.endswith(" -c ROOT/constraints.txt -e ROOT[dev,cuda13]")
 
 
-@pytest.mark.parametrize("offline", [False, True])
-def test_uv_installs_where_it_is(checkout, offline):
+@pytest.mark.parametrize(
+    ("extras", "offline"), [("dev", False), ("dev", True), ("dev,sweeps", False)]
+)
+def test_uv_installs_where_it_is(checkout, extras, offline):
     """Catches: pip beside uv; a CUDA build of PyTorch on a CPU; giving up where PyTorch's index is out of reach."""
     checkout.python()
     checkout.uv(offline)
-    done = checkout.run("ensure_environment dev cpu")
+    done = checkout.run(f"ensure_environment {extras} cpu")
     assert done.returncode == 0, done.stderr
     calls = checkout.calls()
     assert calls.pop(0) == "python -m venv ROOT/.venv"
     assert calls.pop().endswith(
-        " --python ROOT/.venv/bin/python -c ROOT/constraints.txt -e ROOT[dev]"
+        f" --python ROOT/.venv/bin/python -c ROOT/constraints.txt -e ROOT[{extras}]"
     )
     assert ["torch==" in call for call in calls] == ([] if offline else [True])
 

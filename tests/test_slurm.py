@@ -1,46 +1,25 @@
 """A real SLURM on this machine: srun starts a run of two processes; sbatch queues it again when it is preempted."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from parallel.fleet import write_page
+from parallel.local_slurm import CLUSTER, call, local_slurm, shown
 from test_launch_files import readme_commands
 
-CLUSTER = Path(__file__).resolve().parent.parent / "scripts" / "cluster"
 pytestmark = [pytest.mark.ci, pytest.mark.timeout(170)]
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """The environment in which srun and sbatch find it."""
-    if missing := [c for c in ("munged", "slurmctld", "slurmd", "srun") if not shutil.which(c)]:
-        pytest.skip(f"{missing[0]} is not installed (Debian: slurm-wlm, munge)")
-    if os.geteuid() != 0:
-        pytest.skip("slurmd needs root")
-    folder = tmp_path_factory.mktemp("slurm")
-    done = subprocess.run(
-        [CLUSTER / "local_slurm", "start", folder], capture_output=True, text=True, timeout=60
-    )
-    if done.returncode:
-        pytest.skip(f"SLURM does not start here: {done.stderr.strip().splitlines()[-1]}")
-    try:
-        yield {
-            **{k: v for k, v in os.environ.items() if not k.startswith("SLURM_")},
-            "SLURM_CONF": str(folder / "slurm.conf"),
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "JAX_PLATFORMS": "cpu",
-            "ABLAX_MALLOC": "0",
-        }
-    finally:
-        subprocess.run([CLUSTER / "local_slurm", "stop", folder], timeout=60, check=True)
+    with local_slurm(tmp_path_factory.mktemp("slurm")) as environment:
+        yield environment
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +34,6 @@ def ablax(tmp_path_factory):
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m ablax.cli "$@"\n')
     command.chmod(0o755)
     return command
-
-
-def call(slurm, *command, seconds=30):
-    done = subprocess.run(command, env=slurm, capture_output=True, text=True, timeout=seconds)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_srun_starts_one_run_of_two_processes(slurm, page, ablax, tmp_path):
@@ -113,11 +86,6 @@ def test_a_preempted_job_is_queued_again_and_goes_on(slurm, page, ablax, tmp_pat
 def test_sbatch_takes_the_job_of_the_readme(slurm, tmp_path):
     assert readme_commands(tmp_path) == "sbatch job.sh"
     call(slurm, "sbatch", "--test-only", tmp_path / "job.sh")
-
-
-def shown(slurm, number):
-    """What SLURM knows of a job, as NAME=VALUE."""
-    return set(call(slurm, "scontrol", "show", "job", number).split())
 
 
 def text(path):

@@ -140,11 +140,11 @@ def _launcher(args: argparse.Namespace, cells: int) -> Any:
         if value is not None and value < 1:
             raise RequestError(f"--{flag}={value} must be at least 1")
     if args.launcher == "slurm":
-        from ablax.sweeps.slurm import Slurm, parameters_of
+        from ablax.sweeps.slurm_arrays import SlurmArrays, parameters_of
 
         own = {"cpus_per_task": args.cores_per_cell, "gpus_per_node": args.gpus_per_cell}
         own = {key: value for key, value in own.items() if value is not None}
-        return Slurm(args.workdir, {**own, **parameters_of(args.slurm)}, args.parallel)
+        return SlurmArrays(args.workdir, {**own, **parameters_of(args.slurm)}, args.parallel)
     from ablax.sweeps.ray_tasks import RayTasks
 
     return RayTasks(

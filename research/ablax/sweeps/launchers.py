@@ -8,7 +8,7 @@ from typing import Protocol
 LAUNCHERS = {
     "local": "ablax.sweeps.local:Local",
     "inline": "ablax.sweeps.inline:Inline",
-    "slurm": "ablax.sweeps.slurm:Slurm",
+    "slurm": "ablax.sweeps.slurm_arrays:SlurmArrays",
     "ray": "ablax.sweeps.ray_tasks:RayTasks",
 }
 """Name -> class; a module is imported only when its launcher is asked for."""

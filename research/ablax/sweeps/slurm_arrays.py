@@ -34,7 +34,7 @@ PREEMPT = (signal.SIGTERM, signal.SIGUSR2)
 LOST = -signal.SIGKILL
 
 
-class Slurm:
+class SlurmArrays:
     """Submits the jobs of each call as one array.
 
     If the controller dies its jobs stay in the queue; a second one's find a cell taken, or finished, and end.
