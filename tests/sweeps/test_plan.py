@@ -199,6 +199,11 @@ def test_malformed_plans_are_refused(made, message):
         plan_of(made)
 
 
+def test_an_empty_plan_is_refused():
+    with pytest.raises(RequestError, match="the plan is empty"):
+        plan.plan_of([])
+
+
 def test_slugs_stay_unique():
     """Catches: "a/b" and "a b" sharing a folder, and names that climb out of the sweep."""
     names = ["a/b", "a b", "x" * 200, "x" * 201, "..", "a"]

@@ -1,5 +1,6 @@
 """Tuning: the same trials for every arm, a winner chosen on one split and measured on another with fresh seeds."""
 
+import doctest
 import json
 import math
 
@@ -7,7 +8,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from ablax import trainer
 from ablax.config import RequestError
+from ablax.experiment import base
+from ablax.run import RunFailed, RunFolder
+from ablax.sweeps import draws
+from ablax.sweeps.cells import read_plan, read_record
+from ablax.sweeps.launch import launch
 from ablax.sweeps.plan import chain, named
 from ablax.sweeps.tuned import (
     Trial,
@@ -32,7 +39,7 @@ def records(**values):
     for cell in PLAN:
         value = values.get(cell["arm"].replace(",trial ", ""), "missing")
         if isinstance(value, str):
-            found.append({"status": value})
+            found.append({"status": value, "again": False})
         else:
             found.append({"status": "finished", "metrics": {"loss": value}})
     return found
@@ -64,6 +71,8 @@ def test_a_winner_waits_for_all_trials_of_its_arm():
     can = {cell["arm"]: ready(cell, trials) for cell in PLAN}
     assert can.pop("gelu") is False
     assert all(can.values())
+    found = [{**record, "again": True} for record in found]
+    assert not ready(PLAN[-1], trials_of(PLAN, found, "loss"))  # a failed trial is tried again
 
 
 def test_the_winner_is_the_same_for_everybody():
@@ -127,3 +136,52 @@ def test_senseless_tuning_is_refused():
     ):
         with pytest.raises(RequestError, match=message):
             tuned(arms, knobs, **options)
+
+
+def sweep(folder, plan, tmp_path):
+    (tmp_path / "text").mkdir(exist_ok=True)
+    for index in range(30):
+        (tmp_path / "text" / f"{index}.txt").write_text(f"document {index} says {index * 7} " * 9)
+    config = base(model="ngram:5gram", tokenizer="byte", source=f"text:{tmp_path}/text/*.txt")
+    config.data.split.validation, config.data.split.test = 0.2, 0.2
+    return launch(config, plan, folder, progress=False)
+
+
+def test_a_sweep_trains_the_winner_of_its_trials(tmp_path):
+    """On real runs. Catches: winners that start before their trials end, the arm's own knobs in place of the winner's,
+    a finished winner refused when the sweep is called again."""
+    plan = tuned(named("counts"), [{"model.order": order} for order in (1, 3, 2)], seeds=(1, 2))
+    done = sweep(tmp_path / "sweep", plan, tmp_path)
+    assert set(done.statuses.values()) == {"finished"}
+    assert len(done.statuses) == 5
+    written = read_plan(tmp_path / "sweep")
+    assert (written["arms"], written["baseline"]) == (["counts"], "counts")
+    records = [read_record(tmp_path / "sweep", cell["folder"]) for cell in written["cells"]]
+    losses = [record["metrics"]["bits_per_byte"] for record in records]
+    best = (1, 3, 2)[int(np.argmin(losses[:3]))]
+    for seed in (1, 2):
+        run = RunFolder(tmp_path / "sweep" / "counts" / f"seed{seed}")
+        assert run.config()["model"]["order"] == best
+        assert run.config()["evaluation"]["split"] == "test"
+    assert {record["metrics"]["split"] for record in records[:3]} == {"validation"}
+    assert set(sweep(tmp_path / "sweep", plan, tmp_path).statuses.values()) == {"skipped"}
+
+
+def test_an_arm_without_a_winner_fails_in_one_line(tmp_path, monkeypatch):
+    """Catches: a sweep that ends with a traceback, or waits for ever."""
+    whole = trainer.train
+
+    def train(config, workdir, **options):
+        if "trial" in str(workdir):
+            raise RunFailed("loss is nan at step 3")
+        return whole(config, workdir, **options)
+
+    monkeypatch.setattr(trainer, "train", train)
+    plan = tuned(named("counts"), [{"model.order": order} for order in (1, 2)], seeds=(1,))
+    done = sweep(tmp_path / "sweep", plan, tmp_path)
+    assert len(done.failed) == 3
+    assert "none of 2 trials" in read_record(tmp_path / "sweep", "counts/seed1")["error"]
+
+
+def test_docstring_examples():
+    assert doctest.testmod(draws).failed == 0
