@@ -70,6 +70,8 @@ FOUND = {
     ],
     "no_effects": None,
     "responses": [],
+    "scaling": None,
+    "tuning": {},
     "planned": 4,
     "statuses": {"finished": 3, "failed": 1},
     "unfinished": [

@@ -16,6 +16,7 @@ from ablax.sweeps import draws
 from ablax.sweeps.cells import read_plan, read_record
 from ablax.sweeps.launch import launch
 from ablax.sweeps.plan import chain, named
+from ablax.sweeps.report import write
 from ablax.sweeps.tuned import (
     Trial,
     concrete,
@@ -165,6 +166,13 @@ def test_a_sweep_trains_the_winner_of_its_trials(tmp_path):
         assert run.config()["evaluation"]["split"] == "test"
     assert {record["metrics"]["split"] for record in records[:3]} == {"validation"}
     assert set(sweep(tmp_path / "sweep", plan, tmp_path).statuses.values()) == {"skipped"}
+    found = write(tmp_path / "sweep")
+    assert [row["arm"] for row in found["arms"]] == ["counts"]
+    assert found["arms"][0]["n"] == 2
+    assert found["tuning"]["counts"]["winner"] == {"model.order": best}
+    page = (tmp_path / "sweep" / "report.md").read_text()
+    assert "## Tuning" in page
+    assert "trial_1" not in page
 
 
 def test_an_arm_without_a_winner_fails_in_one_line(tmp_path, monkeypatch):

@@ -221,6 +221,11 @@ def read_plan(sweep: Path) -> dict[str, Any]:
     return plan
 
 
+def without_trials(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan that was read, with the cells that a report compares: without trials."""
+    return {**plan, "cells": [c for c in plan["cells"] if TRIAL not in c.get("links", {})]}
+
+
 def record_path(sweep: Path, folder: str) -> Path:
     """Where a cell's record lies, beside its run folder."""
     return sweep / f"{folder}.json"

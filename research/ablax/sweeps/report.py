@@ -12,7 +12,7 @@ from ablax.difference import SIZES
 from ablax.history import higher_is_better, unit
 from ablax.run import RunFolder
 from ablax.sweeps.audit import audit, changes, flops, same_batches
-from ablax.sweeps.cells import read_plan, read_record
+from ablax.sweeps.cells import read_plan, read_record, without_trials
 from ablax.sweeps.curves import learning_curves
 from ablax.sweeps.documents import over_documents, read_sums, standard_error
 from ablax.sweeps.early import comparisons, marked, rule_of, told
@@ -22,7 +22,9 @@ from ablax.sweeps.formats import html, latex
 from ablax.sweeps.noise import floor, noise, repeats_of, starred
 from ablax.sweeps.page import markdown
 from ablax.sweeps.response import Response, draw, responses
+from ablax.sweeps.scaling import scaling_of
 from ablax.sweeps.statistics import Comparison, compare, diverged, seeds_needed, summary
+from ablax.sweeps.worker import tuning_in
 
 CURVES, FOREST, RESPONSE = "curves.png", "differences.png", "responses.png"
 
@@ -41,13 +43,13 @@ def report(
       `metric`, `unit`, `baseline`, `experiment`; `exploratory`: what of these is not the plan's; `arms`: one dict per
       comparable arm, best mean first; `not_comparable`: arms whose metric means something else, each with the reason;
       `noise`: see `Noise`; `effects`: see `Effect`, None without a factorial plan; `responses`: see `Response`; and
-      what `audit` returns.
+      what `audit` returns; `scaling`, `tuning`: see those, of plans by `scale` and `tuned`.
 
     Raises:
       RequestError: if the folder holds no sweep, or no finished cell has the metric.
     """
     sweep = Path(sweep)
-    plan = read_plan(sweep)
+    plan = without_trials(whole := read_plan(sweep))
     records = {cell["folder"]: read_record(sweep, cell["folder"]) for cell in plan["cells"]}
     by_arm: dict[str, dict[int, dict]] = {arm: {} for arm in plan["arms"]}
     for cell in plan["cells"]:
@@ -119,6 +121,8 @@ def report(
         "noise": dataclasses.asdict(noises),
         **effects_of(plan, values),
         "responses": [*map(dataclasses.asdict, responses(overrides_of(plan), values, metric))],
+        "scaling": scaling_of(plan, values, metric),
+        "tuning": tuning_in(sweep, whole),
         **checked,
     }
 

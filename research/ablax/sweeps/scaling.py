@@ -53,6 +53,19 @@ def points_of(plan: Mapping[str, Any], values: Mapping[str, Mapping[int, float]]
     return found
 
 
+def scaling_of(
+    plan: Mapping[str, Any], values: Mapping[str, Mapping[int, float]], metric: str
+) -> dict[str, Any] | None:
+    """What `scaling` finds in a plan's runs; None for a plan without sizes.
+
+    Args:
+      plan: what `sweep.json` holds; `values`: arm -> seed -> metric.
+    """
+    notes = plan.get("solved", {}).get(plan["baseline"], [])
+    baseline = next((note["of"] for note in notes if "of" in note), "")
+    return scaling(points_of(plan, values), baseline, metric)
+
+
 def scaling(points: Sequence[Point], baseline: str, metric: str) -> dict[str, Any] | None:
     """Everything that a report says about scale; None if there are no points.
 

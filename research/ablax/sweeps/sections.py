@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ablax.sweeps import scaling, tuned
+
 
 def runs(found: Mapping[str, Any]) -> list[str]:
     """What was planned, what was run, and what differs, one line each."""
@@ -111,6 +113,8 @@ def sections(found: Mapping[str, Any]) -> dict[str, list[str]]:
     made = {
         "Effects of the parts": effects(found),
         "Responses": responses(found),
+        "Scale": scaling.lines_of(found["scaling"]),
+        "Tuning": tuned.lines_of(found["tuning"]),
         "Noise": noise(found),
         "What was planned and what was run": runs(found),
         "These trained models only": documents(found),

@@ -177,6 +177,30 @@ def edges(trials: Sequence[Trial], best: Trial) -> list[str]:
     return found
 
 
+def lines_of(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What `tuning` found, in sentences."""
+    lines = []
+    for arm, one in found.items():
+        if one["winner"] is None:
+            lines.append(f"{arm}: {one['why']}")
+            continue
+        knobs = ", ".join(f"{path} {value}" for path, value in one["winner"].items())
+        line = (
+            f"{arm}: {one['trials']} trials, {one['failed']} without a result; the best had {knobs}"
+        )
+        line += f", {one['value']:.4f}"
+        if one["edges"]:
+            line += f", at the edge of what was tried in {', '.join(one['edges'])}: a better one may lie beyond"
+        curve = ", ".join(f"{best:.4f}" for best in one["curve"])
+        lines.append(f"{line}. Expected best of 1, 2, ... trials: {curve}")
+    if lines:
+        lines.append(
+            "trials are compared on the split of selection; the table has the winners alone, trained anew with other "
+            "seeds, on the split of the report"
+        )
+    return lines
+
+
 def tuning(trials: Mapping[str, Sequence[Trial]], metric: str) -> dict[str, dict[str, Any]]:
     """What a report says of tuning, per arm: `trials`, `failed`, `winner` (its knobs), `value` on the split of
     selection, `edges`, `curve` (expected best against the number of trials); `why` where no trial has won."""

@@ -22,7 +22,7 @@ from ablax.run import Preempted, RunFailed, RunFolder, code_state, versions, wri
 from ablax.sweeps.cells import Cell, lease_path, read_plan, read_record, record_path
 from ablax.sweeps.keys import WINNER
 from ablax.sweeps.snapshot import package
-from ablax.sweeps.tuned import Trial, ready, trials_of, winner
+from ablax.sweeps.tuned import Trial, ready, trials_of, tuning, winner
 
 HITS = "/jax/compilation_cache/cache_hits"
 MISSES = "/jax/compilation_cache/cache_misses"
@@ -61,9 +61,14 @@ def experiment_of(
 
 def trials_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, list[Trial]]:
     """Arm -> its trials, as they stand in the sweep's folder; empty for a plan without tuning."""
-    cells = [cell["links"] for cell in plan["cells"]]
+    cells = [cell.get("links", {}) for cell in plan["cells"]]
     records = [read_record(sweep, cell["folder"]) for cell in plan["cells"]]
     return trials_of(cells, records, plan["metric"])
+
+
+def tuning_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a report says of a plan's tuning; see `tuning`."""
+    return tuning(trials_in(sweep, plan), plan["metric"])
 
 
 def held_winners(sweep: Path, plan: Mapping[str, Any]) -> set[str]:
