@@ -20,7 +20,7 @@ def get_sweep():
     wide = named("wide", {"model.feedforward_width": 80})
     return product(chain(named("one"), wide), seeds(2))
 """
-STEPS, ENDLESS = 1500, 1_000_000
+STEPS, ENDLESS = 800, 1_000_000
 """The first takes seconds, the second must be stopped."""
 
 
@@ -41,7 +41,7 @@ def sweeping(
 ) -> Iterator[subprocess.Popen[str]]:
     """`ablax sweep` while it runs; what it says goes to a file beside the folder."""
     command = [sys.executable, "-m", "ablax.cli", "sweep", f"--config={page}", "--platform=cpu"]
-    command += [f"--config.training.steps={steps}", "--config.checkpoint.every=500"]
+    command += [f"--config.training.steps={steps}", "--config.checkpoint.every=400"]
     command += [f"--workdir={workdir}", *flags]
     with (
         said(workdir).open("ab") as out,

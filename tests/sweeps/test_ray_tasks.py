@@ -42,15 +42,19 @@ def page(tmp_path_factory):
     return sweep_page(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def local(page, tmp_path_factory):
+    return local_table(page, tmp_path_factory.mktemp("local") / "sweep")
+
+
 @pytest.mark.ci
 @pytest.mark.timeout(170)
 def test_a_lost_nodes_cell_is_tried_again_and_the_table_is_that_of_the_local_queue(
-    cluster, page, tmp_path
+    cluster, page, local, tmp_path
 ):
     """Catches: a sweep that waits for a dead node, or gives its cell up; sums over other threads; Ray's talk in the
     result."""
     sweep = tmp_path / "sweep"
-    local = local_table(page, tmp_path / "local")
     with sweeping(page, sweep, "--launcher=ray", f"--ray_address={cluster.address}") as running:
         until(lambda: sum(trains(sweep, folder) for folder in FOLDERS) == 2, sweep)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)

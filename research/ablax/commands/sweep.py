@@ -5,6 +5,7 @@ Ctrl-C and SIGTERM let the cells that run save. Several calls may work on one fo
 
 import argparse
 import contextlib
+import sys
 from typing import Any
 
 from ablax.commands import flags, output
@@ -104,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         ensure_accelerator(args.platform)
     launcher = None if inline else _launcher(args, len(plan.cells))
     screen = Screen(args.workdir, launcher.capacity if launcher else 1)
-    with screen.shown() if launcher else contextlib.nullcontext():
+    shown = screen.shown() if launcher else contextlib.nullcontext()
+    with contextlib.redirect_stdout(sys.stderr), shown:  # Ray talks on stdout, where results go
         done = launch(
             config,
             plan,
