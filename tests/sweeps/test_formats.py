@@ -28,7 +28,13 @@ def arm(name, difference, interval, **more):
     row = dict.fromkeys(
         ("p_holm", "effect", "warning", "why", "correlation", "same_batches", "changes", "floor")
     )
-    row |= {"star": False, "exploratory": False, "flops": None, "these_models": (-0.1, 0.1)}
+    row |= {
+        "star": False,
+        "exploratory": False,
+        "split": "test",
+        "flops": None,
+        "these_models": (-0.1, 0.1),
+    }
     row |= {"arm": name, "n": 3, "mean": 2.0, "difference": difference, "interval": interval}
     row |= {"parameters": 1000.0, "seconds": 10.0, "tokens_per_second": 5e4}
     return {**row, "detectable": 0.2, "seeds_needed": 4, **more}

@@ -173,6 +173,7 @@ def test_a_sweep_trains_the_winner_of_its_trials(tmp_path):
     assert found["tuning"]["counts"]["winner"] == {"model.order": best}
     page = (tmp_path / "sweep" / "report.md").read_text()
     assert "## Tuning" in page
+    assert "bits per byte on test (" in page
     assert "trial_1" not in page
 
 

@@ -121,8 +121,9 @@ def caption(found: Mapping[str, Any]) -> str:
     exploratory = (
         f"Exploratory, {'; '.join(found['exploratory'])}: " if found["exploratory"] else ""
     )
+    splits = " and ".join(sorted({row["split"] for row in found["arms"]}))
     return (
-        f"{exploratory}{found['unit']} on validation ({better} is better); difference from {found['baseline']}, "
+        f"{exploratory}{found['unit']} on {splits} ({better} is better); difference from {found['baseline']}, "
         "paired by seed, with its paired t interval, p adjusted for all arms, and effect in standard deviations of the "
         "pairs' differences" + (", over the same batches" if same and all(same) else "")
     )

@@ -217,8 +217,8 @@ def _why_apart(runs: Mapping[int, dict], metric: str) -> str | None:
 
 
 def _costs(runs: Mapping[int, dict]) -> dict[str, Any]:
-    """Means over the seeds of what the runs cost."""
-    found: dict[str, Any] = {}
+    """Means over the seeds of what the runs cost; and the split on which they were measured."""
+    found = {"split": next(iter(runs.values()))["metrics"].get("split", "validation")}
     for name in ("parameters", "seconds", "tokens_per_second"):
         known = [run[name] for run in runs.values() if run.get(name) is not None]
         found[name] = sum(known) / len(known) if known else None
