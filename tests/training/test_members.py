@@ -15,7 +15,7 @@ from ablax.data.shared import SharedBatches
 from ablax.experiment import base
 from ablax.members import train_members
 from ablax.run import Preempted, RunFolder
-from ablax.training.groups import groups, pays
+from ablax.training.groups import groups
 from ablax.training.meter import CLOCKED
 from ablax.training.recorded import compare_ledgers
 from ablax.training.recovery import Diverged
@@ -164,7 +164,6 @@ def test_groups_say_why():
     assert "parallel.fsdp=2" in found[3].why
     assert not found[3].joint
     assert [group.members for group in groups(arms(), most=2)] == [(0, 1), (2, 3)]
-    assert pays("cpu")[0] is False
 
 
 def test_others_are_refused_before_anything_is_written(tmp_path):

@@ -69,13 +69,6 @@ def why_alone(experiment: Any) -> str | None:
     return None
 
 
-def pays(platform: str) -> tuple[bool, str]:
-    """Whether training together should be faster than one after the other, for a launcher that may choose."""
-    if platform == "cpu":
-        return False, "on a CPU members gain nothing but a shared compilation (docs/LOG.md)"
-    return True, f"small runs leave most of a {platform} idle"
-
-
 def _knobs(experiment: Any) -> dict[str, Any]:
     cosmetic = {path for path, _, _, mark in walk(experiment) if mark == "cosmetic"}
     frozen = flatten(static(experiment))
