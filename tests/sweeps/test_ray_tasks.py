@@ -21,6 +21,7 @@ from cluster_sweeps import (
     trains,
     until,
 )
+from parallel.fleet import free_port
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,14 @@ def test_a_stopped_sweep_saves(cluster, page, tmp_path):
 def test_what_no_node_has_is_refused(cluster):
     with pytest.raises(RequestError, match="no node of the cluster has 3 CPUs and 0 GPUs"):
         RayTasks(cluster.address, cores=3)
+
+
+@pytest.mark.ci
+@pytest.mark.timeout(20)
+def test_a_cluster_that_is_not_there_is_said_at_once():
+    pytest.importorskip("ray")
+    with pytest.raises(RequestError, match=r"no Ray cluster answers \(.*refused\)"):
+        RayTasks(f"127.0.0.1:{free_port()}")
 
 
 def test_a_missing_library_is_said_in_one_line(monkeypatch):

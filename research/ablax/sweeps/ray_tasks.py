@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from ablax.sweeps.launchers import PREEMPTED, Job
 
 MOST = 1000
 """Tasks given to Ray at once."""
+CONNECT_SECONDS = 10.0
 
 
 class RayTasks:
@@ -101,9 +103,12 @@ def _connect(address: str | None) -> Any:
         import ray
     except ModuleNotFoundError:
         raise RequestError("--launcher=ray needs ray; pip install 'ablax[sweeps]'") from None
+    host, _, port = (address or os.environ.get("RAY_ADDRESS", "")).rpartition(":")
     try:
+        if port.isdecimal() and "://" not in host:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise RequestError(
             f"--ray_address={address or 'auto'}: no Ray cluster answers ({str(error).splitlines()[0]}); start one with "
             "`ray start --head`"
