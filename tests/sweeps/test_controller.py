@@ -65,7 +65,7 @@ def controller(page: Path, sweep: Path, log: Path) -> subprocess.Popen:
 def workers(sweep: Path) -> list[int]:
     """Processes that hold a cell's lease."""
     found = []
-    for lease in sweep.rglob("seed*.lease"):
+    for lease in sweep.glob("*/seed*.lease"):
         try:
             found.append(json.loads(lease.read_text())["pid"])
         except (OSError, ValueError, KeyError):
@@ -125,7 +125,7 @@ def test_whatever_ends_a_controller_its_cells_save_and_end(page, tmp_path, numbe
         assert time.monotonic() - began < 180, "a worker goes on"
         time.sleep(0.1)
     assert RunFolder(sweep / "one" / "seed0").status()["status"] in ("preempted", "finished")
-    assert not list(sweep.rglob("*.lease"))
+    assert not list(sweep.glob("*/*.lease"))
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +257,7 @@ def test_a_sweep_that_is_killed_gives_the_same_table(page, undisturbed, tmp_path
         assert compare_ledgers(undisturbed / folder, sweep / folder).same
         steps = [r["step"] for r in RunFolder(sweep / folder).metrics() if r["split"] == "train"]
         assert steps == sorted(set(steps)), "each step once: nobody else wrote into the folder"
-        assert not list(sweep.rglob("*.lease"))
+        assert not list(sweep.glob("*/*.lease"))
     tables = [report(where) for where in (sweep, undisturbed)]
     for ours, theirs in zip(*(table["arms"] for table in tables), strict=True):
         assert ours["values"] == theirs["values"]
