@@ -35,15 +35,22 @@ class Screen:
         self._live: Live | None = None
         self._drawn, self._began = 0.0, time.monotonic()
         self._took: dict[str, float] = {}
+        self._states: Mapping[str, State] = {}
 
     @contextlib.contextmanager
     def shown(self) -> Iterator["Screen"]:
-        """While the sweep runs."""
+        """While the sweep runs; what became of it stays, where there is no terminal as one line."""
         if not self.console.is_terminal:
             yield self
+            if self._states:
+                self.say(self.summary(self._states).plain)
             return
         with Live(console=self.console, auto_refresh=False) as self._live:
-            yield self
+            try:
+                yield self
+            finally:
+                if self._states:
+                    self._live.update(self.picture(self._states), refresh=True)
 
     def say(self, line: str) -> None:
         """A line above the screen."""
@@ -51,6 +58,7 @@ class Screen:
 
     def show(self, states: Mapping[str, State]) -> None:
         """Draws the states."""
+        self._states = states
         for folder, state in states.items():
             if state.status == "finished" and state.since and folder not in self._took:
                 self._took[folder] = time.monotonic() - state.since
