@@ -5,7 +5,7 @@ from setting import Setting
 from worker import Worker, interleaved
 
 OVERHEAD = 1.03
-"""The whole loop may take this much of a bare step's time (first milestone's target)."""
+"""The whole loop may take this much of a bare step's time."""
 
 
 def plan(quick: bool) -> tuple[int, int]:
