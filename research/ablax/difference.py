@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablax.config import RequestError
+from ablax.config import RequestError, flat
 from ablax.run import RunFolder
 from ablax.training.recorded import compare_ledgers
 
@@ -49,27 +49,6 @@ def diff(one: str | Path, other: str | Path) -> dict[str, Any]:
         "batches": _batches(*folders),
         "results": _results(*folders),
         "related": _related(folders, status),
-    }
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted path -> leaf of nested dicts; an empty one is a leaf."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
-def outermost(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Knobs that differ, without the fields of a kind that differs itself, which says it all."""
-    kinds = [path.removesuffix("kind") for path in changes if path.endswith(".kind")]
-    return {
-        path: value
-        for path, value in changes.items()
-        if not any(path.startswith(kind) and path != f"{kind}kind" for kind in kinds)
     }
 
 

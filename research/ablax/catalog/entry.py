@@ -5,11 +5,12 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ablax.catalog.notes import NOTES, read_notes
+from ablax.config import flat
 from ablax.run import RunFolder
 
 RUN, SWEEP = "run", "sweep"
@@ -84,7 +85,7 @@ def read_entry(folder: Path, kind: str) -> Entry:
 
 
 def _run(folder: RunFolder) -> Entry:
-    status, knobs = folder.status(), _flat(folder.config())
+    status, knobs = folder.status(), flat(folder.config())
     records = [record for record in folder.metrics() if record.get("split") != "train"]
     starts = status.get("starts") or [{}]
     notes = read_notes(folder.path)
@@ -175,13 +176,3 @@ def _sweep(folder: Path) -> Entry:
         for (arm, name), found in by_arm.items()
     ]
     return Entry(row, {}, numbers, [])
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found

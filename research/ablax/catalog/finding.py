@@ -1,5 +1,6 @@
 """What produced a number, or has a hash: a search through every evaluation, checkpoint and fingerprint of the index."""
 
+import math
 import re
 from typing import Any
 
@@ -25,8 +26,8 @@ def find(index: Index, text: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     plain = text.replace(",", "").strip().lower()
     number = re.fullmatch(r"[+-]?\d+(?:\.(\d*))?(?:e([+-]?\d+))?", plain)
-    if number:
-        half = 0.5 * 10.0 ** (int(number[2] or 0) - len(number[1] or ""))
+    half = float(f"0.5e{int(number[2] or 0) - len(number[1] or '')}") if number else math.inf
+    if math.isfinite(half):  # else it can only be a hash, as 1e4567 may be
         value = float(plain)
         rows = index.select(
             "select path, split, step, name, value from metrics where value between ? and ? order by path, step",

@@ -18,6 +18,9 @@ def parents_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         folder, fingerprint = parent.get("workdir"), parent.get("fingerprint")
         if not folder:
             continue
+        if folder in by_folder:
+            found[row["path"]] = by_folder[folder]
+            continue
         alike = [
             other["path"]
             for other in runs
@@ -26,20 +29,9 @@ def parents_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             and other.get("fingerprint") == fingerprint
             and Path(other["workdir"]).name == Path(folder).name
         ]
-        if folder in by_folder:
-            found[row["path"]] = by_folder[folder]
-        elif len(alike) == 1:
+        if len(alike) == 1:
             found[row["path"]] = alike[0]
     return found
-
-
-def descendants(rows: Sequence[Mapping[str, Any]], path: str) -> set[str]:
-    """All that descend from a run, itself not among them."""
-    parents = parents_of(rows)
-    found: set[str] = set()
-    while more := {child for child, parent in parents.items() if parent in {path, *found}} - found:
-        found |= more
-    return found - {path}
 
 
 def tree(rows: Sequence[Mapping[str, Any]]) -> list[str]:

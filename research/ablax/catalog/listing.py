@@ -6,6 +6,7 @@ from typing import Any
 
 from ablax.catalog.index import Index
 from ablax.catalog.where import matching
+from ablax.config import outermost
 
 APART = ("seed", "name")
 """Knobs that tell no two experiments apart."""
@@ -59,14 +60,4 @@ def differing_knobs(index: Index, rows: list[dict[str, Any]]) -> dict[str, dict[
             for path in paths:
                 if (value := knobs[path].get(name)) != usual and name in knobs[path]:
                     found.setdefault(path, {})[name] = value
-    return {path: _outermost(changes) for path, changes in found.items()}
-
-
-def _outermost(changes: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields of a kind that differs itself, which says it all."""
-    kinds = [path.removesuffix("kind") for path in changes if path.endswith(".kind")]
-    return {
-        path: value
-        for path, value in changes.items()
-        if not any(path.startswith(kind) and path != f"{kind}kind" for kind in kinds)
-    }
+    return {path: outermost(changes) for path, changes in found.items()}

@@ -85,9 +85,10 @@ def plan_of(
     sweeps = [row["path"] for row in rows if row["kind"] == "sweep"]
     found = []
     for row in candidates:
+        if not _named(row, rules, best):
+            continue
         target = Path(row["workdir"])
-        size = bytes_of(target if rules.whole else target / "checkpoints")
-        if not _named(row, rules, best) or not size:
+        if not (size := bytes_of(target if rules.whole else target / "checkpoints")):
             continue
         kept = None
         if row["status"] not in ENDED:

@@ -9,25 +9,13 @@ NAME is a column of runs (`status`, `name`, `path`, `kind`, `step`, `seconds`, `
 import re
 from typing import Any
 
-from ablax.catalog.index import Index
+from ablax.catalog.index import COLUMNS, Index
 from ablax.config import RequestError, suggest
 
 TOKEN = re.compile(r"""\s*(?:(<=|>=|!=|[=<>~()])|"([^"]*)"|'([^']*)'|([^\s=<>!~()"']+))""")
 OPERATORS = {"=": "=", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">=", "~": "like"}
-COLUMNS = (
-    "path",
-    "kind",
-    "name",
-    "status",
-    "step",
-    "parameters",
-    "seconds",
-    "seed",
-    "started",
-    "ended",
-    "fingerprint",
-    "note",
-)
+NAMES = ("path", "kind", *COLUMNS, "note")
+"""Columns of `runs` that a condition may name."""
 
 
 def matching(index: Index, text: str) -> set[str]:
@@ -108,7 +96,7 @@ class _Parser:
     def term(self, name: str, operator: str, text: str, quoted: bool) -> str:
         value: Any = f"%{text}%" if operator == "~" else text if quoted else _number(text)
         test = f"{OPERATORS[operator]} ?"
-        if name in COLUMNS:
+        if name in NAMES:
             self.values.append(value)
             return f"(runs.{name} {test})"
         if name == "tag":
@@ -127,7 +115,7 @@ class _Parser:
     def known(self, table: str, own: str, name: str) -> None:
         names = [row["name"] for row in self.index.select(f"select distinct name from {table}")]
         if own not in names:
-            near = suggest(own, [*names, *COLUMNS, "tag"] if table == "knobs" else names)
+            near = suggest(own, [*names, *NAMES, "tag"] if table == "knobs" else names)
             raise self.wrong(f"asks for {name!r}, which no run has{near}")
 
 
