@@ -1,7 +1,8 @@
 """Batches for several runs that read the same ones in step: each is drawn once."""
 
+import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from ablax.data.loader import Batch, BatchIterator, Loader
@@ -24,18 +25,7 @@ class SharedBatches:
 
     def iterate(self, start_step: int = 0) -> AbstractContextManager[Iterator[Batch]]:
         """See `Loader.iterate`."""
-
-        def batches() -> Iterator[Batch]:
-            step = start_step
-            while True:
-                yield self._batch(step)
-                step += 1
-
-        @contextmanager
-        def opened() -> Iterator[Iterator[Batch]]:
-            yield batches()
-
-        return opened()
+        return nullcontext(map(self._batch, itertools.count(start_step)))
 
     def _batch(self, step: int) -> Batch:
         if step in self._recent:
