@@ -212,6 +212,28 @@ def test_cells_of_one_program_are_started_once(tmp_path):
     assert {state.status for state in controller.states.values()} == {"finished"}
 
 
+def test_a_cell_that_another_controller_finished_frees_those_that_wait_for_it(tmp_path):
+    """Catches: a sweep that ends without the cells that a result of another controller makes wanted."""
+    jobs = [Job(n, tmp_path, (), tmp_path, tmp_path / n, n) for n in ("trial", "winner")]
+    launcher, asked = Noted(), iter(range(99))
+
+    def stop():
+        if (turn := next(asked)) == 0:  # after this one has read the records, and before it starts
+            write_json(record_path(tmp_path, "trial"), {"status": "finished"})
+        if launcher.started:
+            write_json(record_path(tmp_path, "winner"), {"status": "finished"})
+            launcher.done = {"winner": 0}
+        assert turn < 90, launcher.started
+
+    def held():
+        return set() if record_path(tmp_path, "trial").exists() else {"winner"}
+
+    controller = Controller(tmp_path, jobs, launcher, 0, lambda line: None, held=held)
+    assert controller.run(stop) is None
+    assert launcher.started == [("winner", ())]
+    assert {state.status for state in controller.states.values()} == {"finished"}
+
+
 def test_a_process_trains_cells_together_and_records_each(page, tmp_path):
     """Catches: a mate's result that is written nowhere; a cell that somebody else runs taken along."""
     config = read_experiment(str(page)).get_config()

@@ -98,7 +98,7 @@ class Controller:
             self._fill()
             self.show(self.states)
             if self._open():
-                time.sleep(POLL_SECONDS if self.launcher.capacity > 1 or self._of("running") else 0)
+                time.sleep(POLL_SECONDS)
         return None
 
     def _hold(self) -> None:
@@ -202,11 +202,9 @@ class Controller:
         while waiting and len(self._of("running")) < self.launcher.capacity:
             folder = waiting.pop(self._next(waiting))
             state = self.states[folder]
-            if self._watched[folder].holder() is not None:
-                state.status = "elsewhere"
-                continue
-            if self._record(folder)["status"] == "finished":
-                state.status = "finished"
+            held = self._watched[folder].holder() is not None
+            if held or self._record(folder)["status"] == "finished":
+                state.status = "elsewhere"  # `_look` settles it, and asks what now is wanted
                 continue
             state.status, state.since = "running", time.monotonic()
             state.attempts += 1
@@ -231,15 +229,14 @@ class Controller:
     def _stop(self) -> None:
         """Lets what runs save and end."""
         self.launcher.stop()
-        while running := self._of("running"):
+        while self._of("running"):
             for folder, code in self.launcher.ended().items():
                 done = self._record(folder)["status"] == "finished"
                 self.states[folder].status = "finished" if done else "interrupted"
                 if not done:
                     self.say(f"{folder}: stopped ({_said(code)}); it goes on from what it saved")
             self.show(self.states)
-            if running:
-                time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
 
 
 def _said(code: int) -> str:
