@@ -1,6 +1,7 @@
 """What was planned, what was run and what differs, and what the report calls exploratory."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,3 +115,24 @@ def test_flops_are_those_of_all_steps(sweep):
     rates = {"tokens_per_second": 10.0, "model_flops_per_second": 70.0}
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "split": "train", **rates}))
     assert flops(folder) == pytest.approx(7 * 4 * 8 * 500)
+
+
+def test_batches_and_cost_are_those_of_the_runs_that_are_compared(sweep, monkeypatch):
+    """Catches: a repeat's batches in place of its seed's; FLOPs of a run that did not finish."""
+    plan = json.loads((sweep / "sweep.json").read_text())
+    cell = next(c for c in plan["cells"] if c["folder"] == "lstm/seed0")
+    again = {**cell, "repeat": 1, "folder": "lstm/seed0.repeat1"}
+    edit(sweep / "sweep.json", cells=[*plan["cells"], again])
+    edit(record_path(sweep, "lstm/seed2"), status="running")
+    seen = []
+
+    def compare(ours, theirs):
+        seen.append(theirs.name)
+        return SimpleNamespace(same=True)
+
+    monkeypatch.setattr("ablax.sweeps.audit.compare_ledgers", compare)
+    monkeypatch.setattr(report, "flops", lambda folder: {"seed2": 1.0}.get(folder.name, 9.0))
+    row = next(row for row in report.report(sweep)["arms"] if row["arm"] == "lstm")
+    assert "seed0" in seen
+    assert "seed0.repeat1" not in seen
+    assert row["flops"] == 9.0

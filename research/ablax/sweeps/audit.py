@@ -96,7 +96,11 @@ def same_batches(
 ) -> bool | None:
     """Whether an arm saw the baseline's batches, by the ledgers of the seeds that both have; None without ledgers."""
     baseline = plan["baseline"]
-    folders = {(cell["arm"], cell["seed"]): sweep / cell["folder"] for cell in plan["cells"]}
+    folders = {
+        (cell["arm"], cell["seed"]): sweep / cell["folder"]
+        for cell in plan["cells"]
+        if not cell.get("repeat")
+    }
     seeds = values[arm].keys() & values.get(baseline, {}).keys()
     try:
         pairs = [compare_ledgers(folders[baseline, seed], folders[arm, seed]) for seed in seeds]

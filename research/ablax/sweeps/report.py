@@ -104,7 +104,7 @@ def report(
             row["floor"] = floor(noises, row["n"], row["evaluation"], count)
             row["star"] = starred(row["difference"], row["p_holm"], row["floor"])
         row["exploratory"] = bool(exploratory) or arm in checked["added"]
-        spent = [flops(sweep / c["folder"]) for c in _cells(plan, arm)]
+        spent = [flops(sweep / c["folder"]) for c in _cells(plan, arm) if c["seed"] in own]
         known = [one for one in spent if one is not None]
         row["flops"] = sum(known) / len(known) if known else None
         arms.append(row)
