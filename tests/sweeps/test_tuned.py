@@ -11,15 +11,22 @@ from scipy import stats
 from ablax import trainer
 from ablax.config import RequestError
 from ablax.experiment import base
-from ablax.run import RunFailed, RunFolder
+from ablax.run import RunFailed, RunFolder, write_json
 from ablax.sweeps import draws
-from ablax.sweeps.cells import read_plan, read_record
+from ablax.sweeps.cells import (
+    analysis_of,
+    cells_of,
+    read_plan,
+    read_record,
+    record_path,
+    write_plan,
+)
 from ablax.sweeps.launch import launch
-from ablax.sweeps.plan import chain, named
+from ablax.sweeps.plan import Plan, chain, named
 from ablax.sweeps.report import write
+from ablax.sweeps.trials import held_cells, reopen_trials
 from ablax.sweeps.tuned import (
     Trial,
-    concrete,
     edges,
     expected_best,
     ready,
@@ -76,16 +83,29 @@ def test_a_winner_waits_for_all_trials_of_its_arm():
     assert not ready(PLAN[-1], trials_of(PLAN, found, "loss"))  # a failed trial is tried again
 
 
+def test_a_winner_that_has_begun_stays_the_winner(tmp_path):
+    """Catches: a failed trial, tried again, that wins when seeds of the arm were trained with another."""
+    cells = cells_of(PLAN)
+    write_plan(tmp_path, cells, analysis_of(Plan(PLAN, metric="loss"), cells), "")
+    plan = read_plan(tmp_path)
+    found = records(gelu0=3.0, gelu1=2.0, gelu2="failed", relu0=3.0, relu1=2.0, relu2="failed")
+    for cell, record in zip(cells, found, strict=True):
+        if record["status"] != "missing":
+            write_json(record_path(tmp_path, cell.folder), record)
+    write_json(tmp_path / "gelu/seed7/config.json", {})
+    write_json(tmp_path / "gelu/seed7/run.json", {})
+    reopen_trials(tmp_path, plan)
+    held = held_cells(tmp_path, plan)
+    arms = {cell.arm for cell in cells if cell.folder in held}
+    assert arms == {"gelu,trial 0", "gelu,trial 1", "gelu,trial 2", "relu"}
+
+
 def test_the_winner_is_the_same_for_everybody():
     """Catches: the largest loss, the last of equal trials, a failed or diverged trial that wins."""
     found = records(gelu0=2.0, gelu1=2.0, gelu2=math.nan, relu0="failed", relu1=3.0, relu2=2.5)
     trials = trials_of(PLAN, found, "loss")
-    gelu = next(cell for cell in PLAN if cell["arm"] == "gelu")
-    relu = next(cell for cell in PLAN if cell["arm"] == "relu")
-    assert concrete(gelu, trials, "loss") == {
-        "arm": "gelu", "seed": 7, "evaluation.split": "test", RATE: 1e-3,
-    }  # fmt: skip
-    assert concrete(relu, trials, "loss")[RATE] == 4e-3
+    assert winner(trials["gelu"], "loss").draw == {RATE: 1e-3}
+    assert winner(trials["relu"], "loss").draw == {RATE: 4e-3}
     backwards = trials_of(PLAN[::-1], found[::-1], "loss")
     assert backwards == trials
     accuracies = [Trial("a", i, {RATE: i}, "finished", value) for i, value in enumerate((0.1, 0.9))]

@@ -31,7 +31,8 @@ from ablax.sweeps.launchers import DONE, FAILED, Job, Launcher
 from ablax.sweeps.plan import plan_of
 from ablax.sweeps.resolution import Resolved, check_portable, resolve_plan
 from ablax.sweeps.snapshot import package, snapshot
-from ablax.sweeps.worker import experiment_of, held_winners, refuse, run_cell
+from ablax.sweeps.trials import held_cells, reopen_trials
+from ablax.sweeps.worker import experiment_of, refuse, run_cell
 from ablax.training.groups import groups
 from ablax.training.phases import Phases
 from ablax.training.signals import signals
@@ -44,7 +45,7 @@ MORE_GRACE = 30.0
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a sweep went: cells by `folder`, each `finished`, `failed`, `skipped` (finished before) or
-    `unneeded` (by the plan's looks)."""
+    `unneeded` (by the plan's looks, or a trial after its arm's winner has begun)."""
 
     workdir: Path
     statuses: Mapping[str, str]
@@ -135,7 +136,8 @@ def launch(
             _prepare(resolved, offline)
         phases.enter("step", 0)
         rule = rule_of(content)
-        held = functools.partial(held_winners, workdir, content)
+        reopen_trials(workdir, content)
+        held = functools.partial(held_cells, workdir, content)
         held = Early(workdir, content, rule, say).held if rule else held
         controller = Controller(workdir, jobs, runs, retries, say, show, held)
         with stop.breakable(False):

@@ -24,7 +24,7 @@ from ablax.sweeps.page import markdown
 from ablax.sweeps.response import Response, draw, responses
 from ablax.sweeps.scaling import scaling_of
 from ablax.sweeps.statistics import Comparison, compare, diverged, seeds_needed, summary
-from ablax.sweeps.worker import tuning_in
+from ablax.sweeps.trials import tuning_in
 
 CURVES, FOREST, RESPONSE = "curves.png", "differences.png", "responses.png"
 

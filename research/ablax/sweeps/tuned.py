@@ -142,16 +142,6 @@ def winner(trials: Sequence[Trial], metric: str) -> Trial:
     return min(known, key=lambda trial: (sign * (trial.value or 0.0), trial.index))
 
 
-def concrete(
-    cell: Mapping[str, Any], trials: Mapping[str, Sequence[Trial]], metric: str
-) -> dict[str, Any]:
-    """A cell's overrides without words of tuning: a winner's with what won, for a cell that is `ready`."""
-    found = {path: value for path, value in cell.items() if path not in (TRIAL, WINNER)}
-    if wish := cell.get(WINNER):
-        found |= winner(trials[wish["of"]], metric).draw
-    return found
-
-
 def expected_best(values: Sequence[float], higher: bool = False) -> Float[np.ndarray, " trials"]:
     """Expected best of 1, 2, ... n trials, drawn with replacement from those (Dodge et al. 2019, arXiv:1909.03004,
     equation 5)."""

@@ -22,7 +22,8 @@ from ablax.run import Preempted, RunFailed, RunFolder, code_state, versions, wri
 from ablax.sweeps.cells import Cell, lease_path, read_plan, read_record, record_path
 from ablax.sweeps.keys import WINNER
 from ablax.sweeps.snapshot import package
-from ablax.sweeps.tuned import Trial, ready, trials_of, tuning, winner
+from ablax.sweeps.trials import trials_in
+from ablax.sweeps.tuned import winner
 
 HITS = "/jax/compilation_cache/cache_hits"
 MISSES = "/jax/compilation_cache/cache_misses"
@@ -57,24 +58,6 @@ def experiment_of(
     if wish := cell.links.get(WINNER):
         chosen = winner(trials_in(sweep, plan)[wish["of"]], plan["metric"]).draw
     return resolve(plan["config"], {**cell.overrides, **chosen}, extend=extend)
-
-
-def trials_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, list[Trial]]:
-    """Arm -> its trials, as they stand in the sweep's folder; empty for a plan without tuning."""
-    cells = [cell.get("links", {}) for cell in plan["cells"]]
-    records = [read_record(sweep, cell["folder"]) for cell in plan["cells"]]
-    return trials_of(cells, records, plan["metric"])
-
-
-def tuning_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a report says of a plan's tuning; see `tuning`."""
-    return tuning(trials_in(sweep, plan), plan["metric"])
-
-
-def held_winners(sweep: Path, plan: Mapping[str, Any]) -> set[str]:
-    """The cells that wait for trials, by folder."""
-    trials = trials_in(sweep, plan)
-    return {cell["folder"] for cell in plan["cells"] if not ready(cell["links"], trials)}
 
 
 def refuse(sweep: Path, cell: Cell, error: RequestError) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""The trials of a plan by `tuned`, as they stand in a sweep's folder: who won, who waits, who is tried once more."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ablax.run import RunFolder, write_json
+from ablax.sweeps.cells import read_record, record_path
+from ablax.sweeps.keys import TRIAL, WINNER
+from ablax.sweeps.tuned import Trial, ready, trials_of, tuning
+
+
+def trials_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, list[Trial]]:
+    """Arm -> its trials, as they stand in the sweep's folder; empty for a plan without tuning."""
+    cells = [cell.get("links", {}) for cell in plan["cells"]]
+    records = [read_record(sweep, cell["folder"]) for cell in plan["cells"]]
+    return trials_of(cells, records, plan["metric"])
+
+
+def tuning_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a report says of a plan's tuning; see `tuning`."""
+    return tuning(trials_in(sweep, plan), plan["metric"])
+
+
+def held_cells(sweep: Path, plan: Mapping[str, Any]) -> set[str]:
+    """The cells that wait for trials, by folder, and the trials that come too late: those of arms whose winner has
+    begun. Another winner would be trained for some of the arm's seeds only."""
+    trials = trials_in(sweep, plan)
+    begun = {
+        cell["links"][WINNER]["of"]
+        for cell in plan["cells"]
+        if WINNER in cell["links"] and RunFolder(sweep / cell["folder"]).exists()
+    }
+    return {
+        cell["folder"]
+        for cell in plan["cells"]
+        if not ready(cell["links"], trials) or cell["links"].get(TRIAL, {}).get("of") in begun
+    }
+
+
+def reopen_trials(sweep: Path, plan: Mapping[str, Any]) -> None:
+    """Lets winners wait for the trials that failed before and are tried once more."""
+    late = held_cells(sweep, plan)
+    for cell in plan["cells"]:
+        record = read_record(sweep, cell["folder"])
+        if TRIAL in cell["links"] and record["status"] == "failed" and cell["folder"] not in late:
+            record.pop("last_lines", None)
+            write_json(record_path(sweep, cell["folder"]), {**record, "again": True})
