@@ -149,6 +149,7 @@ def test_initial_weights_shrink_with_their_inputs(name):
         # One gated inner width is rounded to 32: 192 over 64 in place of 42.7.
         exact = not (path.endswith("mlp/out/kernel") and config.activation == "swiglu")
         ratio = float(jnp.std(b) / jnp.std(a))
+        # The same draws times another number: only float32 sums differ.
         assert ratio == pytest.approx(expected if exact else 3**-0.5, rel=1e-4), path
 
 
@@ -170,6 +171,7 @@ def test_attention_is_scaled_by_the_head_width_and_logits_by_the_width():
         arguments = tokens, tokens, jnp.ones_like(tokens)
         return config.build(V, T).apply({"params": params}, *arguments, hyper=hyper)[0]
 
+    # Measured: 4e-7, as the queries are scaled before the products in place of after them.
     np.testing.assert_allclose(logits(mup), logits(usual) / 2, rtol=1e-4, atol=1e-5)
 
 
@@ -207,6 +209,7 @@ def test_the_coordinate_check(kind):
         jax.config.update("jax_disable_most_optimizations", False)
     grown = slopes(widths, sizes)
     assert set(grown) == {"block 0", "logits"}
+    # Measured: 1.20 and 0.75, in muP -0.03 and -0.26.
     if kind == "standard":
         assert grown["block 0"] > 0.8
         assert grown["logits"] > 0.3

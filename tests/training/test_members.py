@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import shutil
-from typing import Any
+from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,10 +18,13 @@ from ablax.experiment import base
 from ablax.members import train_members
 from ablax.run import Preempted, RunFolder
 from ablax.training.groups import groups
+from ablax.training.guard import GuardState
+from ablax.training.members import Members
 from ablax.training.meter import CLOCKED
 from ablax.training.recorded import compare_ledgers
 from ablax.training.recovery import Diverged
 from ablax.training.saved import SavedCheckpoint
+from ablax.training.state import TrainState
 
 STEPS = 6
 FAMILIES = {
@@ -79,8 +84,11 @@ def records(workdir):
     return [{k: v for k, v in r.items() if k not in CLOCKED} for r in RunFolder(workdir).metrics()]
 
 
-def same_run(one, other, step=STEPS, rtol=1e-4, atol=1e-4):
-    """Whether two folders hold the same run, up to the order of float32 additions."""
+def same_run(one, other, step=STEPS, rtol=1e-5, atol=2e-5):
+    """Whether two folders hold the same run, up to the order of float32 additions.
+
+    Measured after STEPS: 2e-6 in a parameter, 1e-7 in a record; the rest is room for other processors.
+    """
     mine, theirs = arrays(one, step), arrays(other, step)
     assert mine.keys() == theirs.keys()
     for name, leaf in mine.items():
@@ -115,6 +123,16 @@ def test_a_member_is_its_run_alone(joint, tmp_path):
     assert mine["fingerprint"] == other["fingerprint"]
     assert records(joint / "0") != records(joint / "2")
     assert compare_ledgers(joint / "0", joint / "2").same
+
+
+def test_a_state_that_a_member_was_given_is_not_kept_beside_it():
+    """Catches: the states that the runs began with, alive to their end, which doubles what a device must hold."""
+    zero, rng = jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32)
+    given = TrainState(zero, {"w": jnp.arange(3.0)}, (), (), (), (), rng, GuardState.fresh())
+    seats = Members(cast(Any, None), given, 2, jax.devices()[:1])
+    seats.put(1, given)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+    np.testing.assert_array_equal(seats.take(1).params["w"], np.arange(3.0))
 
 
 def test_a_member_that_diverges_disturbs_nobody(joint):
@@ -194,7 +212,7 @@ def test_a_batch_that_members_share_is_drawn_once():
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hundred_steps(family, tmp_path):
-    """Also from the middle on alone. Rounding errors grow with the steps."""
+    """Also from the middle on alone. Rounding errors grow with the steps: to 4e-4 in a parameter, 5e-5 in a record."""
     options = {"training.steps": 100, "checkpoint.every": 50, "evaluation.every": 50}
     chosen = arms(family, **options)[:3]
     together(chosen, tmp_path)

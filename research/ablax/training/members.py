@@ -79,9 +79,12 @@ class Members:
         return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), found, self._template)
 
     def put(self, index: int, state: TrainState) -> None:
-        """Gives a member a state, which may take steps."""
+        """Gives a member a state, which may take steps and is used up, as by a step of a run alone."""
         whole = NamedSharding(self._sharding.mesh, PartitionSpec())
         self._state = self._put(self._state, index, jax.device_put(state, whole))
+        # Whoever began the run still names it, to the end: a second copy of every member.
+        for leaf in jax.tree.leaves(state):
+            leaf.delete()
 
     def freeze(self, index: int) -> None:
         """Lets a member take no more steps."""
