@@ -5,8 +5,8 @@ import pytest
 from ablax import trainer
 from ablax.config import RequestError
 from ablax.experiment import base
-from ablax.run import RunFolder
-from ablax.sweeps.cells import read_plan
+from ablax.run import RunFolder, write_json
+from ablax.sweeps.cells import read_plan, read_record, record_path
 from ablax.sweeps.launch import launch
 from ablax.sweeps.look_log import read_looks
 from ablax.sweeps.page import notes
@@ -77,6 +77,11 @@ def test_the_report_claims_what_the_looks_allow(tmp_path, trained):
     assert "far: different after 3 of 8 seeds" in said
     assert "spending" in said
     assert found["unfinished"] == []
+    assert "changed after a look" not in said
+    record = read_record(tmp_path, "near/seed0")
+    record["metrics"]["bits_per_byte"] += 0.01
+    write_json(record_path(tmp_path, "near/seed0"), record)
+    assert "changed after a look, near at 3 seeds" in "\n".join(notes(report(tmp_path)))
 
 
 def test_arms_with_other_seeds_are_refused(tmp_path, trained):

@@ -11,6 +11,7 @@ from ablax.config import RequestError
 from ablax.experiment import base
 from ablax.sweeps import scale as module
 from ablax.sweeps.budgets import Budgets
+from ablax.sweeps.drawings import drawings
 from ablax.sweeps.isoflops import exponent, valley
 from ablax.sweeps.laws import bootstrap, fit_law
 from ablax.sweeps.plan import chain, match, named, product, scale, seeds
@@ -259,7 +260,12 @@ def test_a_report_has_laws_trends_and_a_picture(tmp_path, monkeypatch):
     assert found["differences"]["swiglu"]["verdict"] == "grows"
     assert found["laws"]["gelu"]["alpha"] == pytest.approx(0.33, abs=0.02)
     assert "swiglu minus gelu: grows" in lines_of(found)[0]
-    assert draw_scaling(points, "nats", tmp_path / "scaling.png")
+    empty = {"not_comparable": [], "responses": [], "metric": "nats_per_token", "arms": []}
+    monkeypatch.setattr("ablax.sweeps.drawings.learning_curves", lambda *_: False)
+    monkeypatch.setattr("ablax.sweeps.drawings.differences", lambda *_: False)
+    drawn, night = drawings(tmp_path, {**empty, "unit": "nats", "scaling": found})
+    assert drawn["Scale"] == tmp_path / "scaling.png"
+    assert list(night) == ["Scale"]
     assert (tmp_path / "scaling.png").stat().st_size > 1000
     assert points_of({"solved": {"swiglu": [{"budget": "params"}]}}, {"swiglu": {0: 1.0}}) == []
     assert scaling([], "gelu", "loss") is None

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     found = report.write(args.workdir, args.metric, args.baseline)
     output.emit(found)
     other = [f"not comparable: {line}" for line in page.apart(found)]
-    names = ("page", "html", "latex", "picture", "differences")
+    names = ("page", "html", "latex", "picture", "differences", "response", "scale")
     where = [
         f"written: {', '.join(Path(found[name]).name for name in names if found[name])} in {args.workdir}"
     ]

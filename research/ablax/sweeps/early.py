@@ -9,7 +9,7 @@ from ablax.config import RequestError
 from ablax.run import now
 from ablax.sweeps.boundaries import Boundary
 from ablax.sweeps.cells import read_record
-from ablax.sweeps.look_log import log_looks
+from ablax.sweeps.look_log import changed_since, log_looks, read_looks
 from ablax.sweeps.looks import Look, Verdict, judge, restored
 from ablax.sweeps.statistics import Comparison, paired
 
@@ -122,19 +122,21 @@ def _comparison(
     )
 
 
-def told(plan: Mapping[str, Any], rule: Boundary, values: Values) -> list[str]:
-    """What a report says of the looks, one line each."""
+def told(sweep: Path, plan: Mapping[str, Any], rule: Boundary, values: Values) -> list[str]:
+    """What a report says of the looks, one line each; also which are not what the log says."""
     declared = plan["analysis"]["looks"]
     options = ", ".join(f"{name}={value}" for name, value in declared.items() if name != "rule")
     lines = [
         f"Looked at early, by the boundary that the plan declared: {declared['rule']} ({options}); p and intervals "
         "hold over all looks, and looks.jsonl has each"
     ]
-    for arm, verdict in verdicts_of(plan, rule, values).items():
+    verdicts = verdicts_of(plan, rule, values)
+    for arm, verdict in verdicts.items():
         if verdict.looks:
             seeds = len(verdict.looks[-1].seeds)
             lines.append(f"{arm}: {verdict.state} after {seeds} of {len(seeds_of(plan))} seeds")
-    return lines
+    changed = changed_since(read_looks(sweep), verdicts)
+    return lines + [f"changed after a look, {one}" for one in changed]
 
 
 def marked(

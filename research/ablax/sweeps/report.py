@@ -1,9 +1,8 @@
 """What a sweep says: a table of arms with seed-paired differences from the baseline, and a page with the picture."""
 
 import dataclasses
-import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,17 @@ from ablax.history import higher_is_better, unit
 from ablax.run import RunFolder
 from ablax.sweeps.audit import audit, changes, flops, same_batches
 from ablax.sweeps.cells import read_plan, read_record, without_trials
-from ablax.sweeps.curves import learning_curves
 from ablax.sweeps.documents import over_documents, read_sums, standard_error
+from ablax.sweeps.drawings import drawings
 from ablax.sweeps.early import comparisons, marked, rule_of, told
 from ablax.sweeps.effects import effects_of, overrides_of
-from ablax.sweeps.forest import differences
 from ablax.sweeps.formats import html, latex
 from ablax.sweeps.noise import floor, noise, repeats_of, starred
 from ablax.sweeps.page import markdown
-from ablax.sweeps.response import Response, draw, responses
+from ablax.sweeps.response import responses
 from ablax.sweeps.scaling import scaling_of
 from ablax.sweeps.statistics import Comparison, compare, diverged, seeds_needed, summary
 from ablax.sweeps.trials import tuning_in
-
-CURVES, FOREST, RESPONSE = "curves.png", "differences.png", "responses.png"
 
 
 def report(
@@ -115,7 +111,7 @@ def report(
         "unit": unit(metric),
         "baseline": baseline,
         "exploratory": exploratory,
-        "looks": told(plan, rule, values) if rule and baseline in values else [],
+        "looks": told(sweep, plan, rule, values) if rule and baseline in values else [],
         "arms": sorted(arms, key=lambda row: sign * row["mean"]),
         "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
         "noise": dataclasses.asdict(noises),
@@ -265,26 +261,12 @@ def write(
 
     Returns:
       What `report` returns, with the paths `page` (report.md), `html` (report.html), `latex` (report.tex), `picture`
-      (curves.png), `differences` (differences.png) and `response` (responses.png); None for a picture of nothing.
+      (curves.png), `differences` (differences.png), `response` (responses.png) and `scale` (scaling.png); None for a
+      picture of nothing.
     """
     sweep = Path(sweep)
     found = report(sweep, metric, baseline)
-    other = [row["arm"] for row in found["not_comparable"]]
-    curved = [Response(**one) for one in found["responses"]]
-    drawings: dict[str, tuple[str, Callable[[Any, bool], bool]]] = {
-        "Learning curves": (
-            CURVES,
-            lambda out, dark: learning_curves(sweep, out, other, dark, found["metric"]),
-        ),
-        "Differences from the baseline": (FOREST, lambda out, dark: differences(found, out, dark)),
-        "Responses": (RESPONSE, lambda out, dark: draw(curved, found["unit"], out, dark)),
-    }
-    drawn, night = {}, {}
-    for shown, (name, made) in drawings.items():
-        drawn[shown] = sweep / name if made(sweep / name, False) else None
-        if drawn[shown]:
-            made(dark := io.BytesIO(), True)
-            night[shown] = dark.getvalue()
+    drawn, night = drawings(sweep, found)
     pictures = {shown: path for shown, path in drawn.items() if path}
     files = {
         "page": sweep / "report.md",
@@ -295,6 +277,6 @@ def write(
     files["page"].write_text(markdown(found, names), encoding="utf-8")
     files["html"].write_text(html(found, pictures, night), encoding="utf-8")
     files["latex"].write_text(latex(found), encoding="utf-8")
-    curves, forest, curved_at = drawn.values()
-    paths = {**files, "picture": curves, "differences": forest, "response": curved_at}
+    kinds = ("picture", "differences", "response", "scale")
+    paths = {**files, **dict(zip(kinds, drawn.values(), strict=True))}
     return {**found, **{name: path and str(path) for name, path in paths.items()}}

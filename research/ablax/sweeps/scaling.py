@@ -73,9 +73,9 @@ def scaling(points: Sequence[Point], baseline: str, metric: str) -> dict[str, An
       baseline: an arm's name, without a size.
 
     Returns:
-      `baseline`, `metric`; `differences`: arm -> `Trend` as a dict; `laws`: arm -> dict with
-      E, A, alpha, B, beta and `intervals` of E, alpha and beta (by drawing residuals anew), or with `why` there is
-      none; `best_sizes`: arm -> `valleys` and `exponent`, empty without iso-FLOP runs.
+      `baseline`, `metric`; `points`: the runs as dicts; `differences`: arm -> `Trend` as a dict; `laws`: arm -> dict
+      with E, A, alpha, B, beta and `intervals` of E, alpha and beta (by drawing residuals anew), or with `why` there
+      is none; `best_sizes`: arm -> `valleys` and `exponent`, empty without iso-FLOP runs.
     """
     if not points:
         return None
@@ -91,6 +91,7 @@ def scaling(points: Sequence[Point], baseline: str, metric: str) -> dict[str, An
     return {
         "baseline": baseline,
         "metric": metric,
+        "points": [dataclasses.asdict(point) for point in points],
         "differences": differences,
         "laws": {arm: _law(own[arm], metric) for arm in arms},
         "best_sizes": {
