@@ -188,6 +188,9 @@ def test_the_index_follows_the_folders(root: pathlib.Path, tmp_path: pathlib.Pat
         assert Index(root, cache=cache).rows() == expected
     (tmp_path / "file").write_text("")
     assert Index(root, cache=tmp_path / "file" / "inside").rows() == expected  # no place to keep it
+    (step,) = (root / "parent" / "checkpoints").glob("1")
+    (step / "manifest" / "metadata").write_text('{"seal": "f00d", "leaves": {}}')
+    assert find(Index(root, cache=cache, rebuild=True), "f00d00") == []  # read all the same
     (root / "parent" / "config.json").write_text("{")
     broken = Index(root, cache=cache)
     assert list(broken.unread) == ["parent"]

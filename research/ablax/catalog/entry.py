@@ -12,12 +12,11 @@ from typing import Any
 from ablax.catalog.notes import NOTES, read_notes
 from ablax.config import flat
 from ablax.run import RunFolder
+from ablax.training.thinned import evaluated_branch
 
 RUN, SWEEP = "run", "sweep"
 PLAN_FILE = "sweep.json"
 WATCHED = ("run.json", "config.json", "metrics.jsonl", NOTES, "checkpoints", "evals", PLAN_FILE)
-EVALUATED = ("evaluated/", "ema/", "params/")
-"""Where the parameters that are evaluated lie in a checkpoint, the first that it has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _of_checkpoint(folder: Path, step: int) -> Iterator[tuple[str, str]]:
         manifest = json.loads((folder / "manifest" / "metadata").read_text())
         yield f"checkpoint {step}", manifest["seal"]
         leaves = manifest["leaves"]
-        prefix = next(p for p in EVALUATED if any(name.startswith(p) for name in leaves))
+        prefix = evaluated_branch(leaves)
         own = {n.removeprefix(prefix): leaves[n] for n in leaves if n.startswith(prefix)}
         text = json.dumps(own, sort_keys=True)
         yield f"parameters {step}", hashlib.sha256(text.encode()).hexdigest()

@@ -18,7 +18,7 @@ from ablax.training.masks import parameter_path
 from ablax.training.saved import SavedCheckpoint
 from ablax.training.state import TrainState
 from ablax.training.step import Program
-from ablax.training.thinned import EVALUATED, is_thinned
+from ablax.training.thinned import evaluated_branch, is_thinned
 
 # Parameters that belong to the ids of a tokenizer: rows of embeddings, columns of heads.
 OF_TOKENS = re.compile(r"^(tokens|embedding|head\w*)(/|$)")
@@ -98,14 +98,12 @@ class Donor:
             raise RequestError(
                 f"init.run={config.run}: the checkpoint is damaged ({damage}); choose another step of {steps}"
             ) from None
-        thinned = is_thinned(shapes)
-        if kind == "schedule_free_adamw" and not thinned:
+        if kind == "schedule_free_adamw" and not is_thinned(shapes):
             raise RequestError(
                 f"init.run={config.run} was trained with optimizer.kind={kind}, whose average is not kept as such; "
                 "choose a run with another optimizer"
             )
-        averaged = any(name.startswith("ema/") for name in shapes)
-        prefix = f"{EVALUATED}/" if thinned else "ema/" if averaged else "params/"
+        prefix = evaluated_branch(shapes)
         wanted = leaves_of(params)
         taken = {name: leaf for name, leaf in wanted.items() if re.search(config.match, name)}
         if not taken:

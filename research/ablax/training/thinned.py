@@ -32,6 +32,12 @@ def is_thinned(leaves: Mapping[str, Any]) -> bool:
     return any(path.startswith(f"{EVALUATED}/") for path in leaves)
 
 
+def evaluated_branch(leaves: Mapping[str, Any]) -> str:
+    """Where among these paths of arrays the parameters lie that are evaluated: averaged ones if there are any."""
+    branches = (f"{EVALUATED}/", "ema/")
+    return next((b for b in branches if any(path.startswith(b) for path in leaves)), "params/")
+
+
 def has_only_parameters(step_folder: Path) -> bool:
     """Whether a checkpoint is thinned, by its manifest; a damaged one is not."""
     try:
