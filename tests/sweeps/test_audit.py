@@ -136,3 +136,13 @@ def test_batches_and_cost_are_those_of_the_runs_that_are_compared(sweep, monkeyp
     assert "seed0" in seen
     assert "seed0.repeat1" not in seen
     assert row["flops"] == 9.0
+
+
+def test_an_arm_without_a_number_stands_last(sweep):
+    """Catches: an order of the other arms that a NaN among them upsets."""
+    record = json.loads(record_path(sweep, "lstm/seed0").read_text())
+    record["metrics"]["bits_per_byte"] = float("nan")
+    write_json(record_path(sweep, "lstm/seed0"), record)
+    arms = report.report(sweep)["arms"]
+    assert arms[-1]["arm"] == "lstm"
+    assert arms[0]["mean"] < arms[1]["mean"]

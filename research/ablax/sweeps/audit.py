@@ -8,10 +8,8 @@ from typing import Any
 from ablax.config import RequestError
 from ablax.difference import differing, flat
 from ablax.run import RunFolder
-from ablax.sweeps.cells import APART
+from ablax.sweeps.cells import APART, last_lines
 from ablax.training.recorded import compare_ledgers
-
-LAST_LINES = 5
 
 
 def audit(
@@ -29,7 +27,7 @@ def audit(
             "cell": folder,
             "status": record["status"],
             "error": record.get("error"),
-            "log": _last_lines(sweep / f"{folder}.log") if record["status"] == "failed" else [],
+            "log": last_lines(sweep, folder) if record["status"] == "failed" else [],
         }
         for folder, record in records.items()
         if record["status"] not in ("finished", "unneeded")
@@ -41,13 +39,6 @@ def audit(
         "others": _others(sweep, plan, list(records)),
         "added": [arm for arm in plan["arms"] if arm in plan.get("late", {})],
     }
-
-
-def _last_lines(log: Path) -> list[str]:
-    if not log.is_file():
-        return []
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return [line.rstrip() for line in lines if line.strip()][-LAST_LINES:]
 
 
 def _others(sweep: Path, plan: Mapping[str, Any], folders: list[str]) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ from ablax.sweeps.statistics import CONFIDENCE
 
 PLAN_FILE = "sweep.json"
 LONGEST_NAME = 80
+LAST_LINES = 5
 APART = ("seed", "name")
 """Knobs in which cells of one arm may differ."""
 
@@ -252,3 +253,12 @@ def lease_path(sweep: Path, folder: str) -> Path:
 def log_path(sweep: Path, folder: str) -> Path:
     """What a cell's process printed."""
     return sweep / f"{folder}.log"
+
+
+def last_lines(sweep: Path, folder: str) -> list[str]:
+    """The end of a cell's log, without empty lines; none where there is no log."""
+    log = log_path(sweep, folder)
+    if not log.is_file():
+        return []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.rstrip() for line in lines if line.strip()][-LAST_LINES:]

@@ -4,7 +4,6 @@ Any number of controllers may work on one folder, die and be started again: a ce
 its record, written once, says how it ended.
 """
 
-import collections
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +12,12 @@ from typing import Any
 
 from ablax.lease import Lease, Watched
 from ablax.run import RunFolder, write_json
-from ablax.sweeps.cells import lease_path, log_path, read_record, record_path
+from ablax.sweeps.cells import last_lines, lease_path, log_path, read_record, record_path
 from ablax.sweeps.launchers import PREEMPTED, REFUSED, TAKEN, Job, Launcher
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 1.0
 """How often cells that others run are looked at."""
-LAST_LINES = 5
 
 
 @dataclasses.dataclass
@@ -136,7 +134,7 @@ class Controller:
         elif record["status"] == "failed" and not record.get("again", True):
             self._fail(folder, record["error"])
         elif code == REFUSED:  # before there was a record to write
-            self._fail(folder, self._last_lines(folder).rpartition("\n")[2], write=True)
+            self._fail(folder, "".join(last_lines(self.sweep, folder)[-1:]), write=True)
         else:
             error = record.get("error") or f"its process ended with {_said(code)}"
             if state.attempts > self.retries and not self._advanced(folder):
@@ -162,17 +160,10 @@ class Controller:
         state.status, state.error = "failed", error
         if write and (lease := Lease.claim(lease_path(self.sweep, folder))):
             with lease:
-                lines = {"error": error, "last_lines": self._last_lines(folder)}
+                lines = {"error": error, "last_lines": "\n".join(last_lines(self.sweep, folder))}
                 record = self._record(folder) | {"status": "failed", **lines}
                 write_json(record_path(self.sweep, folder), record)
         self.say(f"{folder} failed: {error}; see {log_path(self.sweep, folder)}")
-
-    def _last_lines(self, folder: str) -> str:
-        try:
-            text = log_path(self.sweep, folder).read_text(errors="replace")
-        except OSError:
-            return ""
-        return "\n".join(collections.deque(text.splitlines(), LAST_LINES))
 
     def _look(self) -> None:
         """What others have done since the last look."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def report(
         "baseline": baseline,
         "exploratory": exploratory,
         "looks": told(sweep, plan, rule, values) if rule and baseline in values else [],
-        "arms": sorted(arms, key=lambda row: sign * row["mean"]),
+        "arms": sorted(arms, key=lambda row: (math.isnan(row["mean"]), sign * row["mean"])),
         "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
         "noise": dataclasses.asdict(noises),
         **effects_of(plan, values),
