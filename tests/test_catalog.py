@@ -1,6 +1,7 @@
 """The catalog of real runs: what was tried, what produced a number, who descends from whom, notes, disk, deletion."""
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -263,12 +264,18 @@ def test_what_others_stand_on_stays(root: pathlib.Path):
 
 
 def test_rules(root: pathlib.Path):
-    """Catches: rules that add up instead of narrowing, and best ones of other data taken for rivals."""
+    """Catches: rules that add up instead of narrowing, a NaN among values, best ones of other data taken for rivals."""
     assert goes(root, Rules(older_than=3600)) == {}
     assert goes(root, Rules(failed=True)) == {}
     rows = [row for row in Index(root).rows() if row["kind"] == "run"]
     ranked = sorted(rows, key=lambda row: (row["metrics"]["bits_per_byte"], row["path"]))
     assert goes(root, Rules(keep_best=3)).keys() == {row["path"] for row in ranked[3:]}
+    diverged = [
+        {**rows[0], "path": path, "metrics": {**rows[0]["metrics"], "bits_per_byte": value}}
+        for path, value in (("bad", 3.0), ("worst", math.nan), ("good", 1.0))
+    ]
+    named = plan_of(diverged, Rules(keep_best=1))
+    assert [one["path"] for one in named] == ["bad", "worst"]
     assert seconds_of("36h") == seconds_of("1.5d") == 129600
     for wrong in (lambda: seconds_of("3"), Rules, lambda: Rules(keep_best=-1)):
         with pytest.raises(RequestError):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import math
 import re
 import shutil
 import uuid
@@ -175,7 +176,8 @@ def _best(runs: Sequence[Mapping[str, Any]], rules: Rules) -> set[str]:
     sign = -1.0 if higher_is_better(rules.metric) else 1.0
     for row in runs:
         value = row["metrics"].get(rules.metric)
-        if isinstance(value, (int, float)):
+        # A NaN has no place in an order.
+        if isinstance(value, (int, float)) and not math.isnan(value):
             group = str((row.get("data"), row["metrics"].get("split")))
             groups.setdefault(group, []).append((sign * value, row["path"]))
     kept = rules.keep_best or 0
