@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ablax.config import RequestError, flat
+from ablax.config import RequestError
+from ablax.history import flat
 from ablax.run import RunFolder
 from ablax.training.recorded import compare_ledgers
 

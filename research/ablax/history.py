@@ -1,7 +1,7 @@
-"""The metrics of run folders as curves: metric over step, by split."""
+"""What run folders say: metrics as curves, step by split, and settings by their dotted paths."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +79,24 @@ def run_folders(root: Path) -> dict[str, RunFolder]:
         for name, run in run_folders(folder).items():
             found[folder.name if name == "." else f"{folder.name}/{name}"] = run
     return found
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> leaf of nested dicts; an empty one is a leaf."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def outermost(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs that differ, without the fields of a kind that differs itself, which says it all."""
+    kinds = [path.removesuffix("kind") for path in changes if path.endswith(".kind")]
+    return {
+        path: value
+        for path, value in changes.items()
+        if not any(path.startswith(kind) and path != f"{kind}kind" for kind in kinds)
+    }

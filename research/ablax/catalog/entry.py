@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ablax.catalog.notes import NOTES, read_notes
-from ablax.config import flat
+from ablax.history import flat
 from ablax.run import RunFolder
 from ablax.training.thinned import evaluated_branch
 

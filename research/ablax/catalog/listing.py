@@ -6,7 +6,7 @@ from typing import Any
 
 from ablax.catalog.index import Index
 from ablax.catalog.where import matching
-from ablax.config import outermost
+from ablax.history import outermost
 
 APART = ("seed", "name")
 """Knobs that tell no two experiments apart."""

@@ -35,7 +35,5 @@ from ablax.config.marks import flatten as flatten
 from ablax.config.marks import static as static
 from ablax.config.marks import traced as traced
 from ablax.config.marks import walk as walk
-from ablax.config.overrides import flat as flat
-from ablax.config.overrides import outermost as outermost
 from ablax.config.overrides import override as override
 from ablax.config.overrides import split_overrides as split_overrides

@@ -1,4 +1,4 @@
-"""Flat overrides: split off a command line, applied, kinds first, and nested dicts made flat."""
+"""Flat overrides: split off a command line, and applied, kinds first."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,24 +130,3 @@ def _locate(root, values, path, extend, imports) -> tuple[dict[str, Any], datacl
             )
         holder, seen = inner, [*seen, part]
     raise AssertionError(path)
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted path -> leaf of nested dicts; an empty one is a leaf."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
-def outermost(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Knobs that differ, without the fields of a kind that differs itself, which says it all."""
-    kinds = [path.removesuffix("kind") for path in changes if path.endswith(".kind")]
-    return {
-        path: value
-        for path, value in changes.items()
-        if not any(path.startswith(kind) and path != f"{kind}kind" for kind in kinds)
-    }

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ablax.config import outermost
-from ablax.history import higher_is_better, unit
+from ablax.history import higher_is_better, outermost, unit
 from ablax.sweeps.sections import sections
 from ablax.sweeps.statistics import FEW
 
