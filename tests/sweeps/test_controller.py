@@ -234,6 +234,26 @@ def test_a_cell_that_another_controller_finished_frees_those_that_wait_for_it(tm
     assert {state.status for state in controller.states.values()} == {"finished"}
 
 
+def test_a_job_that_dies_before_it_begins_is_not_judged_by_an_older_record(tmp_path):
+    """Catches: a cell given up for what failed yesterday."""
+    old = {"status": "failed", "error": "yesterday", "again": False, "attempts": 1}
+    write_json(record_path(tmp_path, "a"), old)
+    launcher, said = Noted(), []
+
+    def stop():
+        if len(launcher.started) == 1:
+            launcher.done = {"a": -9}
+        if len(launcher.started) == 2:
+            write_json(record_path(tmp_path, "a"), {"status": "finished", "attempts": 2})
+            launcher.done = {"a": 0}
+
+    job = Job("a", tmp_path, (), tmp_path, tmp_path / "a", "x")
+    controller = Controller(tmp_path, [job], launcher, 1, said.append)
+    assert controller.run(stop) is None
+    assert controller.states["a"].status == "finished"
+    assert any("signal 9; it is tried again" in line for line in said)
+
+
 def test_a_process_trains_cells_together_and_records_each(page, tmp_path):
     """Catches: a mate's result that is written nowhere; a cell that somebody else runs taken along."""
     config = read_experiment(str(page)).get_config()

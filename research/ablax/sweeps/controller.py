@@ -29,6 +29,7 @@ class State:
         `finished`, `skipped` (finished before), `failed`, `interrupted`.
       attempts: starts by this controller.
       since: `time.monotonic()` when it was started last.
+      begun: starts that its record counted then.
       error: why it failed.
       leader: the cell with which it trains as one program, in that one's process.
       programs: how many compiled programs it made and how many it found.
@@ -37,6 +38,7 @@ class State:
     status: str = "waiting"
     attempts: int = 0
     since: float = 0.0
+    begun: int = 0
     error: str = ""
     leader: str = ""
     programs: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -124,6 +126,9 @@ class Controller:
     def _ended(self, folder: str, code: int) -> None:
         """Settles what became of a job of ours."""
         state, record = self.states[folder], self._record(folder)
+        if record["status"] == "failed" and record.get("attempts", 0) == state.begun:
+            # It ended before it could begin: what is there is of an earlier start.
+            record = dict[str, Any](status="missing")
         if code == TAKEN:
             state.status = "elsewhere"
         elif record["status"] == "finished":
@@ -199,6 +204,7 @@ class Controller:
                 continue
             state.status, state.since = "running", time.monotonic()
             state.attempts += 1
+            state.begun = self._record(folder).get("attempts", 0)
             mates = tuple(mate for mate in self.jobs[folder].mates if mate in waiting)
             for mate in mates:
                 waiting.remove(mate)

@@ -1,6 +1,6 @@
 """Asynchronous successive halving: arms that are behind at a number of steps stop (Li et al. 2020, arXiv:1810.05934).
 
-It is a search for a good arm and no test of one. Off unless a plan declares it.
+It is a search for a good arm and no test of one. These are the decisions; no plan can ask a sweep to follow them yet.
 """
 
 import dataclasses
