@@ -173,7 +173,7 @@ def _preview(args: argparse.Namespace, config: Any, plan: Any, extend: Any) -> N
 
 
 def _row(arm: dict[str, Any]) -> tuple[Any, ...]:
-    from ablax.difference import outermost
+    from ablax.history import outermost
 
     shown = [f"{path}={value}" for path, value in outermost(arm["changes"]).items()]
     known = arm["parameters"] is not None
