@@ -157,6 +157,7 @@ def test_sweep_then_report(folder, ablax):
         f"--config={folder / 'page.py'}",
         f"--workdir={folder / 'sweep'}",
         "--platform=cpu",
+        "--launcher=inline",
     ]
     code, found, said = ablax("sweep", *arguments)
     assert code == 0

@@ -6,6 +6,7 @@ Run in a process of its own, as `compare_engines.py`.
 import json
 
 import jax
+import jax.numpy as jnp
 
 from ablax.experiment import base, resolve
 from ablax.training import session
@@ -40,7 +41,7 @@ def main() -> None:
     for devices in (1, 2):
         members = Members(program, template, COUNT, jax.devices()[:devices])
         for index, state in enumerate(states):
-            members.put(index, state)
+            members.put(index, jax.tree.map(jnp.copy, state))  # which is used up
         losses = []
         for number, batch in enumerate(batches(program.spec, STEPS)):
             going = range(COUNT - 1) if number == STEPS - 1 else range(COUNT)
