@@ -3,7 +3,7 @@
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ablax import config as configuration
@@ -20,6 +20,12 @@ from ablax.training.evaluators import Evaluator
 from ablax.training.ledger import copy_ledger
 from ablax.training.manifest import Damaged
 from ablax.training.thinned import has_only_parameters
+
+FIXED = {
+    "data.tokenizer.": "the parent's parameters belong to its tokens",
+    "init.": "it goes on from its parent's state",
+}
+"""Knobs that a fork has from its parent, and why."""
 
 
 def evaluate(
@@ -116,6 +122,7 @@ def fork(
     overrides: Mapping[str, Any] | None = None,
     *,
     extend: Iterable[Any] = (),
+    config: Any = None,
 ) -> dict[str, Any]:
     """Starts a run from another's checkpoint, keeping data position, random numbers and optimizer state.
 
@@ -123,6 +130,7 @@ def fork(
       source: `RUN` or `RUN@STEP`.
       workdir: the new run's folder, which must not hold anything.
       overrides: knobs that differ.
+      config: the new run's whole configuration, which the overrides change in place of its parent's.
 
     Returns:
       `workdir`, `parent`, `step`, `changed`.
@@ -139,7 +147,7 @@ def fork(
         raise RequestError(f"{child.path} exists and is not empty; choose another --workdir")
     extend = list(extend)
     old = resolve(parent.config(), extend=extend, imports=False)
-    new = resolve(old, overrides, extend=extend)
+    new = resolve(old if config is None else config, overrides, extend=extend)
     if hasattr(old.model, "fit"):
         raise RequestError(
             f"{parent.path} is a fitted {type(old.model).__name__} and has no steps; train a new one"
@@ -159,14 +167,7 @@ def fork(
             f"on from a whole state; start a new run from them with --config.init.run={parent.path}@{step}"
         )
     changed = configuration.differences(old, new)
-    if kept := [path for path in changed if path.startswith("data.tokenizer.")]:
-        raise RequestError(
-            f"{kept[0]} cannot change in a fork: the parent's parameters belong to its tokens; train a new run"
-        )
-    if kept := [path for path in changed if path.startswith("init.")]:
-        raise RequestError(
-            f"{kept[0]} cannot change in a fork: it goes on from its parent's state; train a new run"
-        )
+    check_changes(changed)
     status = parent.status()
     sources = configuration.extension_sources(new)
     origin = {
@@ -193,6 +194,8 @@ def fork(
         copy_ledger(parent.path, made.path, step)
         if parent.metrics_file.is_file():  # of the trunk; cut at the step when the run starts
             shutil.copy(parent.metrics_file, made.metrics_file)
+        with Checkpoints(made.checkpoints, writer=False) as checkpoints:
+            origin["seconds"] = checkpoints.saved(step).cursor().get("seconds", 0.0)
         write_json(made.path / "run.json", entries)
         write_json(made.path / "config.json", configuration.to_dict(new))
         made.path.rename(child.path)
@@ -209,6 +212,20 @@ def fork(
         "step": step,
         "changed": changed,
     }
+
+
+def check_changes(changed: Collection[str]) -> None:
+    """Refuses a fork in which a knob differs that must be its parent's.
+
+    Args:
+      changed: dotted paths.
+
+    Raises:
+      RequestError: naming the first.
+    """
+    for prefix, why in FIXED.items():
+        if kept := [path for path in changed if path.startswith(prefix)]:
+            raise RequestError(f"{kept[0]} cannot change in a fork: {why}; train a new run")
 
 
 def check_whole(parent: RunFolder, step: int) -> None:

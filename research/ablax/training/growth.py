@@ -26,11 +26,16 @@ def check_growth(experiment: Any, clock: session.Clock, folder: RunFolder) -> No
     if old is None or old == clock.total:
         return
     before = session.Clock(old, clock.tokens_per_step, clock.steps_per_epoch)
-    hyper = session.hyper_of(experiment).get("schedule", {})
-    factors = [experiment.schedule.build(c.total, c, hyper) for c in (before, clock)]
-    if not unchanged_until(step, *factors):
+    if not same_rates(experiment, step, before, clock):
         raise RequestError(
             f"training.steps from {old} to {clock.total} changes the learning rates of the {step} steps already "
             "done; use schedule.kind=constant or wsd for runs that may grow, start over with --fresh, or branch "
             f"off with `ablax fork {folder.path} --workdir=NEW`"
         )
+
+
+def same_rates(experiment: Any, step: int, one: session.Clock, other: session.Clock) -> bool:
+    """Whether runs of two lengths have the same learning rates before a step."""
+    hyper = session.hyper_of(experiment).get("schedule", {})
+    factors = [experiment.schedule.build(c.total, c, hyper) for c in (one, other)]
+    return unchanged_until(step, *factors)

@@ -122,6 +122,14 @@ class SavedCheckpoint:
         """
         return self._item("config", self._manifest())
 
+    def cursor(self) -> dict[str, Any]:
+        """How far the run was: metrics that were written, seconds.
+
+        Raises:
+          Damaged: if it is not what was saved.
+        """
+        return self._item("cursor", self._manifest())
+
     def scores(self) -> dict[str, float]:
         """What was measured when it was saved.
 
