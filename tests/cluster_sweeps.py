@@ -22,6 +22,8 @@ def get_sweep():
 """
 STEPS, ENDLESS = 800, 1_000_000
 """The first takes seconds, the second must be stopped."""
+PATIENCE = 240
+"""Seconds until a test gives up: cells start slowly where a whole machine is busy."""
 
 
 def sweep_page(folder: Path) -> Path:
@@ -62,7 +64,7 @@ def said(workdir: Path) -> Path:
 
 def finished(process: subprocess.Popen[str], workdir: Path) -> dict[str, str]:
     """The cells' statuses when the command has ended well."""
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, said(workdir).read_text()
     return json.loads(out)["cells"]
 
@@ -92,9 +94,10 @@ def trains(workdir: Path, folder: str) -> bool:
     return metrics.is_file() and metrics.stat().st_size > 0
 
 
-def until(ready: Callable[[], object], workdir: Path, seconds: float = 60) -> None:
-    """Waits until something is so."""
-    deadline = time.monotonic() + seconds
+def until(ready: Callable[[], object], workdir: Path) -> None:
+    """Waits until something is so; if it never is, shows what was said and how far each cell came."""
+    deadline = time.monotonic() + PATIENCE
     while not ready():
-        assert time.monotonic() < deadline, said(workdir).read_text()
+        logs = "\n".join(f"{folder}:\n{log(workdir, folder)}" for folder in FOLDERS)
+        assert time.monotonic() < deadline, f"{said(workdir).read_text()}\n{logs}"
         time.sleep(0.1)

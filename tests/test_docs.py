@@ -114,7 +114,7 @@ def run(command: list[str], cwd: pathlib.Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
     )
     assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr[-2000:]}"
 
@@ -181,7 +181,7 @@ def test_the_python_of_the_readme_runs(tmp_path):
         env={**os.environ, "PYTHONPATH": f"{ROOT / 'research'}{os.pathsep}{tmp_path}"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     *_, sizes, statuses = done.stdout.splitlines()

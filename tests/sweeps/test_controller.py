@@ -106,7 +106,7 @@ def disturbed(page: Path, sweep: Path, kills: int, count: int, log: Path) -> int
 
 
 @pytest.mark.ci
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_whatever_ends_a_controller_its_cells_save_and_end(page, tmp_path, number, code):
     """Catches: workers that outlive their controller and hold cores, leases and GPUs."""
@@ -115,14 +115,14 @@ def test_whatever_ends_a_controller_its_cells_save_and_end(page, tmp_path, numbe
     began = time.monotonic()
     while not any((sweep / "one").glob("seed0/checkpoints/[1-9]*")):
         assert running.poll() is None, log.read_text()
-        assert time.monotonic() - began < 120
+        assert time.monotonic() - began < 240
         time.sleep(0.1)
     pids = workers(sweep)
     assert pids
     running.send_signal(number)
-    assert running.wait(60) == code
+    assert running.wait(240) == code
     while any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids):
-        assert time.monotonic() - began < 180, "a worker goes on"
+        assert time.monotonic() - began < 480, "a worker goes on"
         time.sleep(0.1)
     assert RunFolder(sweep / "one" / "seed0").status()["status"] in ("preempted", "finished")
     assert not list(sweep.glob("*/*.lease"))

@@ -11,6 +11,7 @@ from ablax.sweeps.ray_tasks import RayTasks
 from cluster_sweeps import (
     ENDLESS,
     FOLDERS,
+    PATIENCE,
     finished,
     local_table,
     log,
@@ -49,7 +50,7 @@ def local(page, tmp_path_factory):
 
 
 @pytest.mark.ci
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(600)
 def test_a_lost_nodes_cell_is_tried_again_and_the_table_is_that_of_the_local_queue(
     cluster, page, local, tmp_path
 ):
@@ -66,7 +67,7 @@ def test_a_lost_nodes_cell_is_tried_again_and_the_table_is_that_of_the_local_que
 
 
 @pytest.mark.ci
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(600)
 def test_a_stopped_sweep_saves(cluster, page, tmp_path):
     """Two run, two wait. Catches: tasks cancelled while their processes go on, or killed before they saved."""
     sweep = tmp_path / "sweep"
@@ -74,7 +75,7 @@ def test_a_stopped_sweep_saves(cluster, page, tmp_path):
     with sweeping(page, sweep, *flags, steps=ENDLESS) as running:
         until(lambda: sum(trains(sweep, folder) for folder in FOLDERS) == 2, sweep)
         running.terminate()
-        assert running.wait(60) == PREEMPTED, said(sweep).read_text()
+        assert running.wait(PATIENCE) == PREEMPTED, said(sweep).read_text()
     began = [folder for folder in FOLDERS if log(sweep, folder)]
     assert len(began) == 2
     assert all("saved at step" in log(sweep, folder) for folder in began)

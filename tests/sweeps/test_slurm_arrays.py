@@ -11,6 +11,7 @@ from ablax.sweeps.launchers import PREEMPTED, REFUSED
 from cluster_sweeps import (
     ENDLESS,
     FOLDERS,
+    PATIENCE,
     finished,
     local_table,
     log,
@@ -47,7 +48,7 @@ def queue(slurm):
 
 
 @pytest.mark.ci
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(600)
 def test_preempted_cells_go_on_and_the_table_is_that_of_the_local_queue(
     slurm, page, local, tmp_path
 ):
@@ -79,7 +80,7 @@ def test_preempted_cells_go_on_and_the_table_is_that_of_the_local_queue(
 
 
 @pytest.mark.ci
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(600)
 def test_a_stopped_sweep_saves_and_leaves_nothing_in_the_queue(slurm, page, tmp_path):
     """Some cells run, others wait. Catches: cells killed before they saved; jobs that SLURM starts afterwards."""
     sweep = tmp_path / "sweep"
@@ -87,7 +88,7 @@ def test_a_stopped_sweep_saves_and_leaves_nothing_in_the_queue(slurm, page, tmp_
     with sweeping(page, sweep, *flags, steps=ENDLESS, environment=slurm) as running:
         until(lambda: all(trains(sweep, folder) for folder in FOLDERS[:2]), sweep)
         running.terminate()
-        assert running.wait(60) == PREEMPTED, said(sweep).read_text()
+        assert running.wait(PATIENCE) == PREEMPTED, said(sweep).read_text()
     until(lambda: not queue(slurm), sweep)
     assert [f for f in FOLDERS if "saved at step" in log(sweep, f)] == list(FOLDERS[:2])
     assert not any(log(sweep, folder) for folder in FOLDERS[2:])
@@ -98,7 +99,7 @@ def test_what_sbatch_refuses_is_said_in_one_line(slurm, page, tmp_path):
     sweep = tmp_path / "sweep"
     flags = ("--launcher=slurm", "--slurm=partition=absent")
     with sweeping(page, sweep, *flags, environment=slurm) as running:
-        assert running.wait(60) == REFUSED
+        assert running.wait(PATIENCE) == REFUSED
     assert "sbatch refused" in said(sweep).read_text().splitlines()[-1]
     assert "Invalid partition" in said(sweep).read_text().splitlines()[-1]
 
