@@ -148,7 +148,7 @@ def _curves(axes: Any, found: list[Response], unit: str) -> None:
     )
     axes.grid(alpha=0.3)
     if any(one.others for one in found):
-        axes.legend(frameon=False)
+        axes.legend(framealpha=1)
 
 
 def _map(figure: Any, axes: Any, one: Response, unit: str, dark: bool) -> None:
