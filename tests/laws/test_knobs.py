@@ -41,6 +41,8 @@ MODEL_SPECIAL = {
     "num_heads": ({}, 4),
     "num_kv_heads": ({}, 1),
     "qkv_bias": ({}, False),
+    "attention_out_bias": ({}, False),
+    "parallel_residual": ({"norm_placement": "pre"}, True),
     "hidden_width": ({}, 24),
     "feedforward_width": ({}, 24),
     "unroll": ({}, 1),
@@ -52,6 +54,12 @@ MODEL_SPECIAL = {
 }
 
 
+# Ends of YaRN's ramp between whole pairs: a tiny head has two.
+CHOICE_SPECIAL: dict[str, dict[str, Any]] = {
+    "yarn": {
+        name: ({"truncate": False}, None) for name in ("beta_fast", "beta_slow", "original_length")
+    }
+}
 TOKENS = jnp.ones((2, 6), jnp.int32)
 ARGUMENTS = (TOKENS, jnp.broadcast_to(jnp.arange(6), (2, 6)), TOKENS)
 
@@ -85,6 +93,20 @@ def model_gradient(config: Any) -> str:
     return str(jax.make_jaxpr(jax.grad(loss))(variables, hyper, key))
 
 
+def chosen_cases(config):
+    """(path, before, after) of every knob of every choice that a config has, and of the choices that those have."""
+    for field in dataclasses.fields(config):
+        if "family" not in field.metadata:
+            continue
+        for tag, cls in field.metadata["family"].table.items():
+            for name, *pair in [
+                *changed_fields(cls(), CHOICE_SPECIAL.get(tag, {})),
+                *chosen_cases(cls()),
+            ]:
+                before, after = (dataclasses.replace(config, **{field.name: c}) for c in pair)
+                yield f"{field.name}={tag}.{name}", before, after
+
+
 def model_cases():
     for kind, cls in MODELS.items():
         if hasattr(cls, "fit"):
@@ -94,14 +116,8 @@ def model_cases():
         special = {k: v for k, v in MODEL_SPECIAL.items() if k in names}
         for name, before, after in changed_fields(config, special):
             yield pytest.param(before, after, id=f"{kind}.{name}")
-        for field in dataclasses.fields(config):
-            if "family" in field.metadata:
-                for tag, inner in field.metadata["family"].table.items():
-                    for name, before, after in changed_fields(inner(), {}):
-                        pair = [
-                            dataclasses.replace(config, **{field.name: c}) for c in (before, after)
-                        ]
-                        yield pytest.param(*pair, id=f"{kind}.{field.name}={tag}.{name}")
+        for path, before, after in chosen_cases(config):
+            yield pytest.param(before, after, id=f"{kind}.{path}")
 
 
 @pytest.mark.parametrize(("before", "after"), list(model_cases()))
@@ -248,8 +264,14 @@ class Stage:
         build = session.build_engine
         monkeypatch.setattr(session, "build_engine", Engine)
         monkeypatch.setattr(descent, "Checkpoints", Checkpoints)
+
+        def probe(module, params, tested, *, training, **options):
+            options |= {"tested": tested.labels, "training": training.labels}
+            return [score("score_probes")(module, params, tested.documents, **options)]
+
         for name in ("score_documents", "score_masked", "score_pseudo_likelihood", "score_choices"):
             monkeypatch.setattr(evaluators, name, score(name))
+        monkeypatch.setattr(evaluators, "score_probes", probe)
         for name in ("ConsoleWriter", "TensorBoardWriter"):
             monkeypatch.setattr(writers, name, self.writer(name))
         monkeypatch.setattr(
@@ -287,6 +309,7 @@ SMALL = {
     "evaluation.documents": 2,
     "writers.every": 2,
 }
+CODE = pathlib.Path(__file__).resolve().parent.parent.parent / "research/ablax/data/*.py"
 # path -> (context, new value): where the default context or the automatic change will not do.
 CONTEXTS: dict[str, tuple[dict[str, Any], Any]] = {
     "name": ({}, None),
@@ -310,6 +333,19 @@ CONTEXTS: dict[str, tuple[dict[str, Any], Any]] = {
     "evaluation.stride": ({}, 4),
     "evaluation.pseudo_documents": ({"model": "encoder", "objective": "masked"}, 3),
     "evaluation.pseudo_every": ({"model": "encoder", "objective": "masked"}, 3),
+    "evaluation.probe_documents": ({"evaluation.probe_label": "brackets"}, 4),
+    "evaluation.probe_label": (
+        {
+            "data.source": f"text:{CODE}",
+            "data.split.rule": "tail",
+            "evaluation.probe_documents": 4,
+        },
+        "brackets",
+    ),
+    "evaluation.probe_layer": (
+        {"evaluation.probe_label": "brackets", "evaluation.probe_documents": 4},
+        0.5,
+    ),
     "checkpoint.best": ({}, "perplexity"),
     **{
         f"writers.wandb_{k}": ({"writers.wandb": True}, None)

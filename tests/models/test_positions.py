@@ -14,10 +14,9 @@ from ablax.models.positions import (
     SinusoidalPositions,
     Sizes,
     T5Positions,
-    alibi_slopes,
     rotate,
-    t5_buckets,
 )
+from ablax.models.relative import alibi_slopes, t5_buckets
 
 SIZES = Sizes(width=8, num_heads=4, head_width=6, max_length=16, causal=True)
 POINTS = jnp.asarray([[0, 1, 5, 15]], jnp.int32)
@@ -55,6 +54,14 @@ def test_learned_positions_are_rows_of_the_table():
     np.testing.assert_array_equal(vectors[0], table[POINTS[0]])
     far = module.apply({"params": {"embedding": table}}, POINTS + 1, 0.02, method="embedding")
     assert np.isnan(far[0, -1]).all(), "a position beyond the table must poison, not clamp"
+
+
+def test_learned_positions_begin_behind_the_offset():
+    """Catches: an offset that makes the table longer and shifts nothing."""
+    module = LearnedPositions(offset=2).build(SIZES)
+    table = jnp.arange(18 * 8, dtype=jnp.float32).reshape(18, 8)
+    vectors = module.apply({"params": {"embedding": table}}, POINTS, 0.02, method="embedding")
+    np.testing.assert_array_equal(vectors[0], table[POINTS[0] + 2])
 
 
 def test_sinusoidal_values():
@@ -145,6 +152,7 @@ def test_t5_known_buckets():
         (lambda: RotaryPositions(fraction=0.0), "fraction=0.0"),
         (lambda: RotaryPositions(base=1.0), "base=1.0"),
         (lambda: SinusoidalPositions(base=0.5), "base=0.5"),
+        (lambda: LearnedPositions(offset=-1), "offset=-1"),
         (lambda: T5Positions(num_buckets=3), "num_buckets=3"),
         (lambda: T5Positions(max_distance=16), "max_distance=16"),
         (lambda: RotaryPositions().build(SIZES._replace(head_width=5)), "head_width=5"),

@@ -23,6 +23,7 @@ from ablax.models.positions import (
     SinusoidalPositions,
     T5Positions,
 )
+from ablax.models.rotary_scaling import YarnScaling
 from ablax.models.transformer import DecoderConfig, EncoderConfig, TransformerConfig
 
 V, B, T, D, L = 24, 2, 6, 16, 2
@@ -72,6 +73,14 @@ VARIANTS: dict[str, TransformerConfig] = {
         attention=DotProductAttention(scale=1.0),
     ),
     "none": DecoderConfig(**SMALL, tied_embeddings=False, positions=NoPositions(), head_bias=True),
+    "parallel": DecoderConfig(
+        **SMALL,
+        tied_embeddings=False,
+        positions=RotaryPositions(scaling=YarnScaling(factor=4.0, original_length=4)),
+        parallel_residual=True,
+        attention_out_bias=False,
+        activation="silu",
+    ),
     "experts": DecoderConfig(
         **SMALL,
         tied_embeddings=False,
@@ -440,8 +449,7 @@ def test_features_and_logits_make_up_the_call():
 def test_variants_cover_the_tables():
     kinds = {type(config.positions) for config in VARIANTS.values()}
     assert kinds == set(POSITIONS.values())
-    assert {c.activation for c in VARIANTS.values()} >= {"relu", "gelu", "gelu_tanh", *GATED}
-    assert {*ACTIVATIONS} == {"relu", "gelu", "gelu_tanh"}
+    assert {c.activation for c in VARIANTS.values()} == {*ACTIVATIONS, *GATED}
     assert {type(c.feedforward) for c in VARIANTS.values()} == set(FEEDFORWARD.values())
     assert {c.norm for c in VARIANTS.values()} == set(NORMS)
     assert LearnedPositions() == DecoderConfig().positions
@@ -450,6 +458,10 @@ def test_variants_cover_the_tables():
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
+        (
+            {"parallel_residual": True, "norm_placement": "post"},
+            "parallel_residual=True needs norms before the sublayers",
+        ),
         ({"num_heads": 5}, "num_heads=5 does not divide width=768"),
         ({"num_kv_heads": 5}, "num_kv_heads=5 does not divide num_heads=12"),
         ({"num_layers": 0}, "num_layers=0"),

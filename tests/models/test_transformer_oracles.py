@@ -1,6 +1,7 @@
-"""Logits equal to transformers' GPT-2, Llama and BERT with the same random weights."""
+"""Logits equal to transformers' GPT-2, Llama and BERT with the same random weights, and scaled rotations to its own."""
 
 import functools
+import importlib
 from typing import Any
 
 import jax
@@ -10,6 +11,13 @@ import pytest
 
 from ablax.config import traced
 from ablax.models.positions import RotaryPositions
+from ablax.models.rotary_scaling import (
+    SCALINGS,
+    LinearScaling,
+    Llama3Scaling,
+    NoScaling,
+    YarnScaling,
+)
 from ablax.models.transformer import DecoderConfig, EncoderConfig
 
 torch = pytest.importorskip("torch")
@@ -213,3 +221,62 @@ def test_bert():
     ours = our_logits(config, params, segments)
     close(ours[0], theirs[0])
     close(ours[1, :7], theirs[1, :7])
+
+
+BASE, WIDTH = 1e4, 32
+FREQUENCIES = jnp.asarray(BASE ** (-np.arange(0, WIDTH, 2) / WIDTH), jnp.float32)
+# Lengths at which some pairs turn seldom, some often, and some in between.
+SCALED = [
+    (NoScaling(), {"rope_type": "default"}),
+    (LinearScaling(factor=3.0), {"rope_type": "linear", "factor": 3.0}),
+    (
+        Llama3Scaling(factor=8.0, original_length=512),
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 512,
+        },
+    ),
+    (
+        YarnScaling(factor=4.0, original_length=512),
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512},
+    ),
+    (
+        YarnScaling(4.0, 16.0, 2.0, 1.5, 512, truncate=False),
+        {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "attention_factor": 1.5,
+            "original_max_position_embeddings": 512,
+            "truncate": False,
+        },
+    ),
+]
+
+
+def test_every_scaling_is_compared():
+    assert {type(config) for config, _ in SCALED} == set(SCALINGS.values())
+
+
+@pytest.mark.parametrize(("config", "theirs"), SCALED)
+def test_scalings_equal_transformers(config, theirs):
+    """Catches: fast and slow pairs exchanged, a ramp over features instead of pairs, no factor on the cosines."""
+    functions = importlib.import_module("transformers.modeling_rope_utils").ROPE_INIT_FUNCTIONS
+    model = transformers.LlamaConfig(
+        hidden_size=2 * WIDTH,
+        num_attention_heads=2,
+        max_position_embeddings=2048,
+        rope_parameters={**theirs, "rope_theta": BASE},
+    )
+    if theirs["rope_type"] == "default":
+        expected, size = np.asarray(FREQUENCIES), 1.0
+    else:
+        expected, size = functions[theirs["rope_type"]](model, "cpu")
+    frequencies, factor = config.build(FREQUENCIES, BASE)
+    np.testing.assert_allclose(frequencies, np.asarray(expected), rtol=1e-6)  # float32
+    assert factor == pytest.approx(size)
+    assert (frequencies == FREQUENCIES).all() == (theirs["rope_type"] == "default")

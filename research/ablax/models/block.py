@@ -93,7 +93,8 @@ class SelfAttention(nn.Module):
         output = self._attend(query, key, value, bool(cache), layer, context)
         output = constrain(output, "B T N H").reshape(*x.shape[:-1], heads * head_width)
         output_std = std * config.residual_init / growth.attention**0.5
-        return make_linear(x.shape[-1], config.bias, config.dtype, output_std, "out")(output), cache
+        out = make_linear(x.shape[-1], config.out_biased, config.dtype, output_std, "out")
+        return out(output), cache
 
     def _attend(self, query, key, value, cached: bool, layer: Layer, context: Context) -> Array:
         config, rule, hook = self.config, context.rule, self._hook(context)
@@ -142,6 +143,7 @@ class Block(nn.Module):
         """One layer, in the form that `nn.scan` wants: ((x, cache), layer, context) -> ((x, cache), None)."""
         config = self.config
         x, cache = carry
+        before = x
         std, growth = INIT_STD * context.hyper["init_scale"], config.growth
 
         attention = SelfAttention(config, name="attention")
@@ -153,7 +155,8 @@ class Block(nn.Module):
         mlp = config.feedforward.build(config)
         norm = self._norm("mlp_norm")
         stds = std / growth.width**0.5, std * config.residual_init / growth.inner**0.5
-        y = mlp(norm(x) if config.pre_norm else x, *stds, context)
+        inputs = before if config.parallel_residual else x
+        y = mlp(norm(inputs) if config.pre_norm else inputs, *stds, context)
         x = x + self._dropout(y, "mlp_dropout", context)
         x = x if config.pre_norm else norm(x)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ablax.placement import constrain
 from ablax.shapes import Array, Float, Int, typed
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu", "geglu_tanh"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "swiglu", "geglu", "geglu_tanh"]
 
 
 def _gelu(x: Array) -> Array:
@@ -18,7 +18,12 @@ def _gelu(x: Array) -> Array:
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
-ACTIVATIONS = {"gelu": _gelu, "gelu_tanh": jax.nn.gelu, "relu": jax.nn.relu}
+ACTIVATIONS = {
+    "gelu": _gelu,
+    "gelu_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
 GATED = {"swiglu": jax.nn.silu, "geglu": _gelu, "geglu_tanh": jax.nn.gelu}
 """The activation of the gate in gated linear units (arXiv:2002.05202)."""
 

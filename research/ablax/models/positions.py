@@ -6,14 +6,15 @@ within each segment.
 """
 
 import dataclasses
-import math
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ablax.config import RequestError, knob
+from ablax.config import RequestError, family, knob
 from ablax.models.layers import lookup
+from ablax.models.relative import alibi_slopes, t5_buckets
+from ablax.models.rotary_scaling import SCALINGS
 from ablax.shapes import Array, Float, Int, typed
 
 
@@ -67,16 +68,17 @@ class LearnedModule(Positions):
 
     @nn.compact
     def embedding(self, positions, std):
-        shape = (self.sizes.max_length, self.sizes.width)
+        offset = self.config.offset  # type: ignore[attr-defined]
+        shape = (self.sizes.max_length + offset, self.sizes.width)
         table = self.param("embedding", nn.initializers.normal(std), shape)
-        return lookup(table, positions)
+        return lookup(table, positions + offset if offset else positions)
 
 
 class SinusoidalModule(Positions):
     """See `SinusoidalPositions`."""
 
     def embedding(self, positions, std):
-        angles = _angles(positions, self.sizes.width, self.config.base)  # type: ignore[attr-defined]
+        angles = _angles(positions, _frequencies(self.sizes.width, self.config.base))  # type: ignore[attr-defined]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
@@ -86,8 +88,11 @@ class RotaryModule(Positions):
     def rotation(self, positions):
         config: RotaryPositions = self.config  # type: ignore[assignment]
         rotated = 2 * int(self.sizes.head_width * config.fraction / 2)
-        angles = _angles(positions, rotated, config.base)
-        return jnp.cos(angles), jnp.sin(angles)
+        plain = _frequencies(rotated, config.base)
+        frequencies, size = config.scaling.build(plain, config.base)
+        angles = _angles(positions, frequencies)
+        cosine, sine = jnp.cos(angles), jnp.sin(angles)
+        return (cosine, sine) if size == 1 else (size * cosine, size * sine)
 
 
 class AlibiModule(Positions):
@@ -134,46 +139,14 @@ def rotate(x: Float[Array, "B T N H"], rotation: Rotation) -> Float[Array, "B T 
     return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)
 
 
-def _angles(positions: Int[Array, "B T"], width: int, base: float) -> Float[Array, "B T half"]:
-    frequencies = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+def _frequencies(width: int, base: float) -> Float[Array, "half"]:
+    return base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+
+
+def _angles(
+    positions: Int[Array, "B T"], frequencies: Float[Array, "half"]
+) -> Float[Array, "B T half"]:
     return positions[:, :, None].astype(jnp.float32) * frequencies[None, None, :]
-
-
-def alibi_slopes(num_heads: int) -> list[float]:
-    """One slope a head: geometric from 2^(-8/N) down (arXiv:2108.12409, section 3).
-
-    When N is not a power of two: the slopes of the next lower power, then every other one of the
-    next higher power.
-    """
-    power = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    extra = [2 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * (num_heads - power), 2)]
-    return slopes + extra
-
-
-@typed
-def t5_buckets(
-    relative: Int[Array, "*shape"], *, causal: bool, num_buckets: int, max_distance: int
-) -> Int[Array, "*shape"]:
-    """Bucket of a relative position (key minus query): exact when near, logarithmic up to `max_distance`.
-
-    Without `causal`, half of the buckets are for keys after the query (arXiv:1910.10683, section
-    2.1).
-    """
-    buckets = jnp.zeros_like(relative)
-    if causal:
-        distance = jnp.maximum(-relative, 0)
-    else:
-        num_buckets //= 2
-        buckets = buckets + num_buckets * (relative > 0)
-        distance = jnp.abs(relative)
-    exact = num_buckets // 2
-    growth = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact)
-    far = exact + (growth / math.log(max_distance / exact) * (num_buckets - exact)).astype(
-        jnp.int32
-    )
-    far = jnp.minimum(far, num_buckets - 1)
-    return buckets + jnp.where(distance < exact, distance, far)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +164,12 @@ class NoPositions:
 @dataclasses.dataclass(frozen=True)
 class LearnedPositions(NoPositions):
     """A learned vector for each position below the sequence length, added to the token embedding (GPT-2, BERT)."""
+
+    offset: int = knob(0, "rows of the table before that of position 0 (RoBERTa: 2)")
+
+    def __post_init__(self):
+        if self.offset < 0:
+            raise RequestError(f"positions.offset={self.offset} must be 0 or more")
 
     def build(self, sizes: Sizes) -> Positions:
         """See `NoPositions.build`."""
@@ -226,6 +205,7 @@ class RotaryPositions(NoPositions):
 
     base: float = knob(10000.0, "longest wavelength is 2 pi times this, in tokens")
     fraction: float = knob(1.0, "share of each head's features that is turned (GPT-NeoX: 0.25)")
+    scaling: Any = family(SCALINGS, "none", "how pairs are turned in texts longer than in training")
 
     def __post_init__(self):
         if self.base <= 1:

@@ -3,10 +3,10 @@
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from ablax.config import RequestError, cross_check, family, knob
+from ablax.config import family, knob
 from ablax.models.attention import ATTENTION, DENSE
+from ablax.models.checks import check
 from ablax.models.feedforward import FEEDFORWARD
-from ablax.models.kernels import check_name
 from ablax.models.layers import GATED, Activation
 from ablax.models.network import Transformer
 from ablax.models.parametrisation import PARAMETRISATIONS, Growth, Rule, learning_rates
@@ -38,10 +38,16 @@ class TransformerConfig:
     norm_placement: Literal["pre", "post"] = knob(
         "pre", "norm before each sublayer, and one at the end, or after each residual addition"
     )
+    parallel_residual: bool = knob(
+        False, "both sublayers read the block's input, and both outputs are added (GPT-NeoX)"
+    )
     norm_epsilon: float = knob(1e-5, "added to the variance in norms")
     bias: bool = knob(True, "biases in linear layers and layer norms")
     qkv_bias: bool | None = knob(
         None, "biases of query, key and value projections; none = as `bias`"
+    )
+    attention_out_bias: bool | None = knob(
+        None, "bias of the projection out of attention; none = as `bias`"
     )
     query_key_norm: bool = knob(
         False, "norm of each query and key head, before any rotation (arXiv:2302.05442)"
@@ -104,42 +110,7 @@ class TransformerConfig:
     )
 
     def __post_init__(self):
-        for name in ("num_layers", "width", "num_heads"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("num_kv_heads", "head_width", "feedforward_width"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise RequestError(f"{name}={getattr(self, name)} must be at least 1, or none")
-        for name in ("embedding", "attention", "residual", "mlp"):
-            rate = getattr(self, f"{name}_dropout")
-            if rate < 0 or rate >= 1:
-                raise RequestError(f"{name}_dropout={rate} must be in [0, 1)")
-        if self.head_width is None and self.width % self.num_heads:
-            raise cross_check(
-                "num_heads",
-                self.num_heads,
-                f"does not divide width={self.width}",
-                "choose a divisor, or set head_width",
-            )
-        if self.num_heads % self.kv_heads:
-            raise cross_check(
-                "num_kv_heads",
-                self.num_kv_heads,
-                f"does not divide num_heads={self.num_heads}",
-                "choose a divisor, or none",
-            )
-        if not self.attention_pattern or min(self.attention_pattern) < 0:
-            raise RequestError(
-                f"attention_pattern={self.attention_pattern} must name windows in tokens, 0 for dense: 0 or 0,128"
-            )
-        check_name(self.attention_kernel, self.attention)
-        if self.unroll < 0 or self.num_token_types < 0:
-            raise RequestError("unroll and num_token_types must be 0 or more")
-        if self.norm_epsilon <= 0 or self.init_scale <= 0:
-            raise RequestError("norm_epsilon and init_scale must be above 0")
-        if self.logit_softcap is not None and self.logit_softcap <= 0:
-            raise RequestError(f"logit_softcap={self.logit_softcap} must be above 0, or none")
-        self.parametrisation.growth(self)
+        check(self)
 
     @property
     def kv_heads(self) -> int:
@@ -164,6 +135,11 @@ class TransformerConfig:
     def qkv_biased(self) -> bool:
         """Whether query, key and value projections have biases."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def out_biased(self) -> bool:
+        """Whether the projection out of attention has a bias."""
+        return self.bias if self.attention_out_bias is None else self.attention_out_bias
 
     @property
     def pre_norm(self) -> bool:
