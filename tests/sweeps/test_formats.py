@@ -30,6 +30,7 @@ def arm(name, difference, interval, **more):
     )
     row |= {
         "star": False,
+        "tangled": False,
         "exploratory": False,
         "split": "test",
         "flops": None,
@@ -78,6 +79,7 @@ FOUND = {
     "responses": [],
     "scaling": None,
     "tuning": {},
+    "branches": [],
     "planned": 4,
     "statuses": {"finished": 3, "failed": 1},
     "unfinished": [

@@ -24,7 +24,7 @@ from ablax.sweeps.cells import (
 from ablax.sweeps.launch import launch
 from ablax.sweeps.plan import Plan, chain, named
 from ablax.sweeps.report import write
-from ablax.sweeps.trials import held_cells, reopen_trials
+from ablax.sweeps.trials import held_cells, reopen
 from ablax.sweeps.tuned import (
     Trial,
     edges,
@@ -94,7 +94,7 @@ def test_a_winner_that_has_begun_stays_the_winner(tmp_path):
             write_json(record_path(tmp_path, cell.folder), record)
     write_json(tmp_path / "gelu/seed7/config.json", {})
     write_json(tmp_path / "gelu/seed7/run.json", {})
-    reopen_trials(tmp_path, plan)
+    reopen(tmp_path, plan)
     held = held_cells(tmp_path, plan)
     arms = {cell.arm for cell in cells if cell.folder in held}
     assert arms == {"gelu,trial 0", "gelu,trial 1", "gelu,trial 2", "relu"}

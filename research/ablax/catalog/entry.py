@@ -12,6 +12,7 @@ from typing import Any
 from ablax.catalog.notes import NOTES, read_notes
 from ablax.history import flat
 from ablax.run import RunFolder
+from ablax.sweeps.keys import BRANCH
 from ablax.training.thinned import evaluated_branch
 
 RUN, SWEEP = "run", "sweep"
@@ -161,7 +162,8 @@ def _sweep(folder: Path) -> Entry:
         "metrics": {},
         "seconds": sum(record.get("seconds") or 0.0 for record in done.values()),
         "plan": [
-            {k: cell.get(k) for k in ("folder", "arm", "seed", "overrides", "needs")}
+            {k: cell.get(k) for k in ("folder", "arm", "seed", "overrides")}
+            | {"needs": [link["of"]] if (link := cell.get("links", {}).get(BRANCH)) else []}
             for cell in plan["cells"]
         ],
     }

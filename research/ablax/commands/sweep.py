@@ -103,6 +103,9 @@ def run(args: argparse.Namespace) -> int:
     inline = args.launcher == "inline"
     if inline:
         ensure_accelerator(args.platform)
+    else:
+        # Cells have processes of their own, and an accelerator should be free for them.
+        choose_platform("cpu")
     launcher = None if inline else _launcher(args, len(plan.cells))
     screen = Screen(args.workdir, launcher.capacity if launcher else 1)
     shown = screen.shown() if launcher else contextlib.nullcontext()
@@ -160,8 +163,12 @@ def _preview(args: argparse.Namespace, config: Any, plan: Any, extend: Any) -> N
     found = preview(config, plan, args.workdir, extend=extend, offline=args.offline)
     output.emit(found)
     rows = [_row(arm) for arm in found["arms"]]
+    trunks = [arm for arm in found["arms"] if arm["trunk"]]
+    shared = sum(len(arm["seeds"]) * (arm["flops"] or 0) for arm in trunks)
     total = (
-        f"{found['cells']} cells, {found['flops']:.3g} FLOPs in matrix products; checkpoints take at most "
+        f"{found['cells']} cells, {found['flops']:.3g} FLOPs in matrix products"
+        + (f", {shared:.3g} of them in trunks, once" if trunks else "")
+        + "; checkpoints take at most "
         f"{output.size(found['disk_bytes'])}, {output.size(found['free_bytes'])} are free"
     )
     output.table(args.config, COLUMNS, rows, [total])
@@ -175,7 +182,8 @@ def _preview(args: argparse.Namespace, config: Any, plan: Any, extend: Any) -> N
 def _row(arm: dict[str, Any]) -> tuple[Any, ...]:
     from ablax.history import outermost
 
-    shown = [f"{path}={value}" for path, value in outermost(arm["changes"]).items()]
+    shown = [f"goes on from {arm['goes_on']}"] if arm["goes_on"] else []
+    shown += [f"{path}={value}" for path, value in outermost(arm["changes"]).items()]
     known = arm["parameters"] is not None
     return (
         arm["arm"],

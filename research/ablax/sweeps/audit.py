@@ -113,7 +113,8 @@ def changes(sweep: Path, plan: Mapping[str, Any], arm: str) -> dict[str, Any] | 
 
 
 def flops(folder: Path) -> float | None:
-    """Those of the model in training a cell, recomputation not counted; None of a model for which nobody counted them.
+    """Those of the model in training a cell, recomputation not counted, and of a branch those of its own steps; None of
+    a model for which nobody counted them.
 
     The records hold operations and tokens per second, whose ratio is what a token costs; the configuration and the last
     step say how many there were.
@@ -121,10 +122,14 @@ def flops(folder: Path) -> float | None:
     run = RunFolder(folder)
     if not run.exists():
         return None
-    record = next((r for r in run.metrics() if r.get("model_flops_per_second")), None)
+    status = run.status()
+    parent = status.get("parent") or {}
+    before = parent["step"] if "seconds" in parent else 0
+    own = (r for r in run.metrics() if r["step"] > before)
+    record = next((r for r in own if r.get("model_flops_per_second")), None)
     if record is None:
         return None
     config = run.config()
     tokens = config["training"]["batch_size"] * config["data"]["sequence_length"]
     per_token = record["model_flops_per_second"] / record["tokens_per_second"]
-    return per_token * tokens * run.status().get("step", 0)
+    return per_token * tokens * (status.get("step", 0) - before)

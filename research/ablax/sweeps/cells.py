@@ -16,7 +16,8 @@ from typing import Any
 
 from ablax.config import RequestError, digest
 from ablax.run import write_json
-from ablax.sweeps.keys import LINKS, TRIAL
+from ablax.sweeps.branch import tied
+from ablax.sweeps.keys import BESIDE, LINKS
 from ablax.sweeps.looks import declared
 from ablax.sweeps.plan import ARM, REPEAT, SEED, Plan
 from ablax.sweeps.statistics import CONFIDENCE
@@ -36,7 +37,7 @@ class Cell:
       overrides: all that the plan sets, the seed included, the arm's name not.
       folder: its run folder, relative to the sweep's.
       repeat: which run of this arm and seed it is; 0 is the one that is compared.
-      links: what ties it to other cells of the plan (`ablax.sweeps.tuned`).
+      links: what ties it to other cells of the plan (see `keys.LINKS`).
     """
 
     arm: str
@@ -84,7 +85,7 @@ def cells_of(plan: Sequence[Mapping[str, Any]]) -> list[Cell]:
     for folder, count in collections.Counter(cell.folder for cell in cells).items():
         if count > 1:
             raise RequestError(f"cell {folder} is {count} times in the plan; remove the copies")
-    return cells
+    return tied(cells)
 
 
 def _short_paths(paths: set[str]) -> dict[str, str]:
@@ -115,8 +116,8 @@ def slug(name: str) -> str:
 
 
 def arms_of(cells: Sequence[Cell]) -> list[str]:
-    """The arms that are compared, in the plan's order: a trial is none."""
-    return list(dict.fromkeys(cell.arm for cell in cells if TRIAL not in cell.links))
+    """The arms that are compared, in the plan's order: a trial or a trunk is none."""
+    return list(dict.fromkeys(cell.arm for cell in cells if not cell.links.keys() & BESIDE))
 
 
 def analysis_of(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -132,7 +133,8 @@ def analysis_of(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
         )
     if plan.looks is not None and any(cell.links for cell in cells):
         raise RequestError(
-            "looks are at arms with the same seeds, and a plan by `tuned` has trials; leave out one of both"
+            "looks are at arms with the same seeds, and a plan by `tuned` or `branch` has other cells too; leave out "
+            "one of both"
         )
     found = {
         "metric": plan.metric,
@@ -222,9 +224,10 @@ def read_plan(sweep: Path) -> dict[str, Any]:
     return plan
 
 
-def without_trials(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan that was read, with the cells that a report compares: without trials."""
-    return {**plan, "cells": [c for c in plan["cells"] if TRIAL not in c.get("links", {})]}
+def compared(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan that was read, with the cells that a report compares: without trials and trunks."""
+    cells = [cell for cell in plan["cells"] if not cell.get("links", {}).keys() & BESIDE]
+    return {**plan, "cells": cells}
 
 
 def record_path(sweep: Path, folder: str) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ablax.history import LOSSES, Curve, curve, unit
 from ablax.run import RunFolder
-from ablax.sweeps.cells import read_plan, without_trials
+from ablax.sweeps.cells import compared, read_plan
 from ablax.sweeps.pictures import canvas
 
 # Okabe and Ito's palette: told apart with colour-blind eyes too.
@@ -39,7 +39,7 @@ def panels(sweep: Path, apart: Iterable[str] = (), metric: str | None = None) ->
       apart: arms that must not stand beside the others even where their metric has the same name.
       metric: in place of the plan's.
     """
-    plan, apart = without_trials(read_plan(sweep)), set(apart)
+    plan, apart = compared(read_plan(sweep)), set(apart)
     metric = metric or str(plan["metric"])
     grouped: dict[tuple[bool, str], dict[str, list[Curve]]] = {}
     for cell in plan["cells"]:

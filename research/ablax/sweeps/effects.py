@@ -11,6 +11,7 @@ import numpy as np
 import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
+from ablax.sweeps.branch import tangled
 from ablax.sweeps.statistics import CONFIDENCE, diverged
 
 
@@ -151,6 +152,11 @@ def effects_of(
     finite = all(math.isfinite(value) for own in values.values() for value in own.values())
     if not whole or not finite or diverged(values):
         return {"effects": None, "no_effects": "cells are missing, not comparable or diverged"}
+    if tangled(plan):
+        return {
+            "effects": None,
+            "no_effects": "seeds that are branches of one trunk are no independent runs",
+        }
     found = effects(values, factors)
     return {"effects": [dataclasses.asdict(one) for one in found], "no_effects": None}
 

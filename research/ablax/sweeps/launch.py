@@ -26,12 +26,12 @@ from ablax.sweeps.cells import (
 from ablax.sweeps.controller import Controller, State
 from ablax.sweeps.early import Early, rule_of
 from ablax.sweeps.inline import Inline
-from ablax.sweeps.keys import WINNER
+from ablax.sweeps.keys import BRANCH, WINNER
 from ablax.sweeps.launchers import DONE, FAILED, Job, Launcher
 from ablax.sweeps.plan import plan_of
 from ablax.sweeps.resolution import Resolved, check_portable, resolve_plan
 from ablax.sweeps.snapshot import package, snapshot
-from ablax.sweeps.trials import held_cells, reopen_trials
+from ablax.sweeps.trials import held_cells, reopen
 from ablax.sweeps.worker import experiment_of, refuse, run_cell
 from ablax.training.groups import groups
 from ablax.training.phases import Phases
@@ -136,7 +136,7 @@ def launch(
             _prepare(resolved, offline)
         phases.enter("step", 0)
         rule = rule_of(content)
-        reopen_trials(workdir, content)
+        reopen(workdir, content)
         held = functools.partial(held_cells, workdir, content)
         held = Early(workdir, content, rule, say).held if rule else held
         controller = Controller(workdir, jobs, runs, retries, say, show, held)
@@ -160,8 +160,8 @@ def _mates(
     """Cell -> the others that may train in one program with it; says how many programs there are, and why."""
     if together < 2:
         return {}
-    # What a winner among trials is, is not known yet.
-    folders = [cell.folder for cell in resolved.cells if WINNER not in cell.links]
+    # What a winner among trials is, is not known yet, and branches start from states of their own.
+    folders = [cell.folder for cell in resolved.cells if not cell.links.keys() & {WINNER, BRANCH}]
     found = groups([resolved.experiments[folder] for folder in folders], together)
     for group in found:
         names = [folders[index] for index in group.members]

@@ -28,7 +28,7 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             _name(found, row),
             f"{row['mean']:.4f}",
-            str(row["n"]),
+            str(row["n"]) + " of one trunk" * row["tangled"],
             "-" if row["difference"] is None else f"{row['difference']:+.4f}",
             "-" if row["interval"] is None else "{:+.4f} to {:+.4f}".format(*row["interval"]),
             "-" if row["p_holm"] is None else f"{row['p_holm']:.2g}" + " *" * row["star"],

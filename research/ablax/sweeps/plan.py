@@ -25,6 +25,7 @@ from ablax.config import RequestError
 from ablax.sweeps.boundaries import Anytime as Anytime
 from ablax.sweeps.boundaries import Boundary
 from ablax.sweeps.boundaries import Spending as Spending
+from ablax.sweeps.branch import branch as branch
 from ablax.sweeps.draws import random as random
 from ablax.sweeps.fractions import fraction_of
 from ablax.sweeps.keys import ARM as ARM

@@ -8,6 +8,7 @@ from ablax import inspection
 from ablax.config import RequestError, flatten
 from ablax.difference import differing
 from ablax.sweeps.cells import APART, Cell, is_finished
+from ablax.sweeps.keys import BRANCH, TRUNK
 from ablax.sweeps.resolution import resolve_plan
 from ablax.training import session
 from ablax.training.disk import free_bytes, size_of
@@ -36,9 +37,10 @@ def preview(
 
     Returns:
       `arms`: one dict per arm, in the plan's order, with `arm`, `seeds`, `changes` (knob -> value where it differs from
-      the baseline's), `solved` (see `ablax.sweeps.solved`), `parameters`, `tokens` and `flops` (of matrix products in
-      training) of one cell, `memory_bytes` on one device that holds everything, by the reference attention,
-      `disk_bytes` of one cell's checkpoints at most.
+      the baseline's), `trunk` (whether it is one), `goes_on` (TRUNK@STEP of a branch, else None), `solved` (see
+      `ablax.sweeps.solved`), `parameters`, `tokens` and `flops` (of matrix products in training) of one cell, without
+      its trunk's, `memory_bytes` on one device that holds everything, by the reference attention, `disk_bytes` of one
+      cell's checkpoints at most.
       What a model that is fitted to counts has not is None. `cells`, `flops`: of the whole sweep; `disk_bytes`: of what
       is not finished in `workdir`; `free_bytes` there; `fits`.
 
@@ -63,7 +65,8 @@ def preview(
                 corpora[key] = inspection.corpus_of(experiment, offline)
             corpus = corpora[key]
         try:
-            cost = _cost(experiment, corpus)
+            link = own[0].links.get(BRANCH)
+            cost = _cost(experiment, corpus, link["at_step"] if link else 0)
         except RequestError as error:
             raise RequestError(f"arm {arm!r}: {error}") from None
         mine = flatten(experiment)
@@ -75,6 +78,8 @@ def preview(
                 "arm": arm,
                 "seeds": [cell.seed for cell in own],
                 "changes": changes,
+                "trunk": TRUNK in own[0].links,
+                "goes_on": f"{link['arm']}@{link['at_step']}" if link else None,
                 "solved": found.solved.get(arm, []),
                 **cost,
             }
@@ -93,12 +98,13 @@ def preview(
     }
 
 
-def _cost(experiment: Any, corpus: Any) -> dict[str, Any]:
+def _cost(experiment: Any, corpus: Any, before: int) -> dict[str, Any]:
+    """Args: `before`: steps that a trunk has taken."""
     found = inspection.inspect(experiment, corpus)
     if found["parameters"] is None:
         none = ("parameters", "tokens", "flops", "memory_bytes", "disk_bytes")
         return dict.fromkeys(none)
-    steps = found["durations"]["training.steps"]
+    steps = found["durations"]["training.steps"] - before
     tokens = steps * experiment.training.batch_size * experiment.data.sequence_length
     per_epoch = inspection.steps_per_epoch(experiment, corpus)
     program = inspection.program_of(

@@ -8,21 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from ablax.config import RequestError, suggest
-from ablax.difference import SIZES
 from ablax.history import higher_is_better, unit
 from ablax.run import RunFolder
 from ablax.sweeps.audit import audit, changes, flops, same_batches
-from ablax.sweeps.cells import read_plan, read_record, without_trials
+from ablax.sweeps.branch import tangled
+from ablax.sweeps.branches import branches_in
+from ablax.sweeps.cells import compared, read_plan, read_record
 from ablax.sweeps.documents import over_documents, read_sums, standard_error
 from ablax.sweeps.drawings import drawings
 from ablax.sweeps.early import comparisons, marked, rule_of, told
 from ablax.sweeps.effects import effects_of, overrides_of
 from ablax.sweeps.formats import html, latex
+from ablax.sweeps.keys import TRIAL
 from ablax.sweeps.noise import floor, noise, repeats_of, starred
 from ablax.sweeps.page import markdown
 from ablax.sweeps.response import responses
+from ablax.sweeps.rows import apart_of, metrics_of, row_of
 from ablax.sweeps.scaling import scaling_of
-from ablax.sweeps.statistics import Comparison, compare, diverged, seeds_needed, summary
+from ablax.sweeps.statistics import Comparison, compare, diverged
 from ablax.sweeps.trials import tuning_in
 
 
@@ -40,14 +43,14 @@ def report(
       `metric`, `unit`, `baseline`, `experiment`; `exploratory`: what of these is not the plan's; `arms`: one dict per
       comparable arm, best mean first; `not_comparable`: arms whose metric means something else, each with the reason;
       `noise`: see `Noise`; `effects`: see `Effect`, None without a factorial plan; `responses`: see `Response`; and
-      what `audit` returns; `scaling`, `tuning`: see those, of plans by `scale` and `tuned`.
+      what `audit` returns; `scaling`, `tuning`, `branches`: see those, of plans by `scale`, `tuned`, `branch`.
 
     Raises:
       RequestError: if the folder holds no sweep, or no finished cell has the metric.
     """
     sweep = Path(sweep)
-    plan = without_trials(whole := read_plan(sweep))
-    records = {cell["folder"]: read_record(sweep, cell["folder"]) for cell in plan["cells"]}
+    plan = compared(whole := read_plan(sweep))
+    records = {folder: read_record(sweep, folder) for folder in _folders(whole)}
     by_arm: dict[str, dict[int, dict]] = {arm: {} for arm in plan["arms"]}
     for cell in plan["cells"]:
         # A repeat is no further seed.
@@ -73,24 +76,25 @@ def report(
         if why is None
     }
     rule = None if exploratory else rule_of(plan)
+    bound = tangled(plan)
     if baseline in values and rule:
-        compared = comparisons(plan, rule, values)
+        against = comparisons(plan, rule, values)
     elif baseline in values:
-        compared = compare(values, baseline, plan["arms"])
+        against = compare(values, baseline, plan["arms"], bound)
     else:
         why = reasons.get(baseline) or "none of its cells has finished"
         refused = Comparison(0, None, why=f"no baseline: {baseline}: {why}")
-        compared = dict.fromkeys(values, refused)
+        against = dict.fromkeys(values, refused)
     sums = _sums(sweep, plan, records, metric, values)
     noises = noise(
-        {arm: own for arm, own in values.items() if arm not in diverged(values)},
+        {arm: own for arm, own in values.items() if arm not in {*diverged(values), *bound}},
         repeats_of(plan, records, metric, values),
         [e for own in sums.values() for one in own if (e := standard_error([(1, [one])]))],
     )
     checked = audit(sweep, plan, marked(plan, rule, values, records) if rule else records)
     arms = []
     for arm, own in values.items():
-        row = _row(arm, by_arm[arm], own, compared.get(arm))
+        row = row_of(arm, by_arm[arm], own, against.get(arm), arm in bound)
         if arm != baseline:
             row |= {
                 "same_batches": same_batches(sweep, plan, arm, values),
@@ -114,14 +118,20 @@ def report(
         "exploratory": exploratory,
         "looks": told(sweep, plan, rule, values) if rule and baseline in values else [],
         "arms": sorted(arms, key=lambda row: (math.isnan(row["mean"]), sign * row["mean"])),
-        "not_comparable": [_apart(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
+        "not_comparable": [apart_of(arm, by_arm[arm], why) for arm, why in reasons.items() if why],
         "noise": dataclasses.asdict(noises),
         **effects_of(plan, values),
         "responses": [*map(dataclasses.asdict, responses(overrides_of(plan), values, metric))],
         "scaling": scaling_of(plan, values, metric),
         "tuning": tuning_in(sweep, whole),
+        "branches": branches_in(sweep, whole, values),
         **checked,
     }
+
+
+def _folders(plan: Mapping[str, Any]) -> list[str]:
+    """The cells that a report counts: all but trials, of which it says what tuning did."""
+    return [cell["folder"] for cell in plan["cells"] if TRIAL not in cell.get("links", {})]
 
 
 def _cells(plan: Mapping[str, Any], arm: str) -> list[Mapping[str, Any]]:
@@ -162,22 +172,13 @@ def _sums(
 
 def _check_metric(metric: str, by_arm: Mapping[str, Mapping[int, dict]]) -> None:
     runs = [run for seeds in by_arm.values() for run in seeds.values()]
-    known = {name for run in runs for name in _metrics(run)}
+    known = {name for run in runs for name in metrics_of(run)}
     if not known:
         raise RequestError(
             f"--metric={metric}: no cell has finished, so there is nothing to compare"
         )
     if metric not in known:
         raise RequestError(f"--metric={metric}: no finished cell has it{suggest(metric, known)}")
-
-
-def _metrics(run: Mapping[str, Any]) -> dict[str, float]:
-    """What a run measured; sizes of the split and the step are none."""
-    return {
-        name: value
-        for name, value in run["metrics"].items()
-        if isinstance(value, float) and name not in SIZES
-    }
 
 
 def _rule(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,48 +212,6 @@ def _why_apart(runs: Mapping[int, dict], metric: str) -> str | None:
         if run["metrics"].get(metric) is None:
             return f"it has no {metric}"
     return None
-
-
-def _costs(runs: Mapping[int, dict]) -> dict[str, Any]:
-    """Means over the seeds of what the runs cost; and the split on which they were measured."""
-    found = {"split": next(iter(runs.values()))["metrics"].get("split", "validation")}
-    for name in ("parameters", "seconds", "tokens_per_second"):
-        known = [run[name] for run in runs.values() if run.get(name) is not None]
-        found[name] = sum(known) / len(known) if known else None
-    return found
-
-
-def _row(
-    arm: str, runs: Mapping[int, dict], values: Mapping[int, float], comparison: Comparison | None
-) -> dict[str, Any]:
-    found = summary(values)
-    against = comparison or Comparison(found.n, None)
-    return {
-        **dataclasses.asdict(against),
-        "arm": arm,
-        **dataclasses.asdict(found),
-        "seeds_needed": _seeds_needed(against),
-        **_costs(runs),
-        "values": dict(sorted(values.items())),
-        **dict.fromkeys(("same_batches", "changes", "evaluation", "these_models", "floor")),
-        "star": False,
-    }
-
-
-def _seeds_needed(comparison: Comparison) -> int | None:
-    if comparison.interval is None or not comparison.difference or comparison.sd is None:
-        return None
-    return seeds_needed(comparison.difference, comparison.sd)
-
-
-def _apart(arm: str, runs: Mapping[int, dict], why: str) -> dict[str, Any]:
-    """The means of an arm's own metrics."""
-    numbers: dict[str, dict[int, float]] = {}
-    for seed, run in runs.items():
-        for name, value in _metrics(run).items():
-            numbers.setdefault(name, {})[seed] = value
-    means = {name: summary(found).mean for name, found in numbers.items()}
-    return {"arm": arm, "n": len(runs), "reason": why, "metrics": means, **_costs(runs)}
 
 
 def write(

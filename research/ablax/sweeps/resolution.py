@@ -7,6 +7,7 @@ from typing import Any
 
 from ablax.config import RequestError, suggest
 from ablax.experiment import resolve
+from ablax.sweeps.branches import check_branches
 from ablax.sweeps.cells import Cell, analysis_of, cells_of
 from ablax.sweeps.early import seeds_of
 from ablax.sweeps.plan import plan_of
@@ -53,6 +54,7 @@ def resolve_plan(
             experiments[cell.folder] = resolve(config, cell.overrides, extend=extend)
         except RequestError as error:
             raise RequestError(f"arm {cell.arm!r}: {error}") from None
+    check_branches(cells, experiments, offline)
     known = sorted({name for one in experiments.values() for name in metrics_of(one)})
     if plan.metric not in known:
         raise RequestError(f"metric={plan.metric}: no arm reports it{suggest(plan.metric, known)}")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ablax.sweeps import scaling, tuned
+from ablax.sweeps import branch, scaling, tuned
 
 
 def runs(found: Mapping[str, Any]) -> list[str]:
@@ -115,6 +115,7 @@ def sections(found: Mapping[str, Any]) -> dict[str, list[str]]:
         "Responses": responses(found),
         "Scale": scaling.lines_of(found["scaling"]),
         "Tuning": tuned.lines_of(found["tuning"]),
+        "Branches": branch.lines_of(found["branches"]),
         "Noise": noise(found),
         "What was planned and what was run": runs(found),
         "These trained models only": documents(found),

@@ -101,7 +101,7 @@ def _scaled(
 
 
 def _without(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {path: value for path, value in overrides.items() if path not in (*APART, *OPEN)}
+    return {path: value for path, value in overrides.items() if path not in (*APART, *OPEN, *LINKS)}
 
 
 def _nearest(

@@ -126,7 +126,10 @@ def paired(
 
 
 def compare(
-    values: Mapping[str, Mapping[int, float]], baseline: str, arms: Sequence[str] | None = None
+    values: Mapping[str, Mapping[int, float]],
+    baseline: str,
+    arms: Sequence[str] | None = None,
+    bound: Mapping[str, str] = {},
 ) -> dict[str, Comparison]:
     """Compares every arm with the baseline, as one family of tests.
 
@@ -137,6 +140,8 @@ def compare(
       values: arm -> seed -> value, the baseline's among them.
       arms: all that the plan has. One that cannot be compared counts in the family all the same: which arms fail must
         not make the others significant.
+      bound: arms whose runs are no independent ones, and why: they have differences and no interval, nor has any arm if
+        the baseline is among them.
 
     Returns:
       Arm -> comparison, without the baseline.
@@ -148,7 +153,12 @@ def compare(
             continue
         said = [f"{side}: {apart[side]}" for side in (baseline, arm) if side in apart]
         pairs = paired(values[baseline], values[arm])
-        found[arm] = Comparison(pairs.n, None, why="; ".join(said)) if said else pairs
+        if said:
+            pairs = Comparison(pairs.n, None, why="; ".join(said))
+        elif pairs.difference is not None and (bound.keys() & {baseline, arm}):
+            tied = [f"{side}: {bound[side]}" for side in (baseline, arm) if side in bound]
+            pairs = Comparison(pairs.n, pairs.difference, why="; ".join(tied))
+        found[arm] = pairs
     family = [arm for arm in (arms if arms is not None else values) if arm != baseline]
     tested = [found[arm].p if arm in found else None for arm in family]
     if not any(p is not None for p in tested):

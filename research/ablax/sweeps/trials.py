@@ -1,4 +1,4 @@
-"""The trials of a plan by `tuned`, as they stand in a sweep's folder: who won, who waits, who is tried once more."""
+"""Trials and trunks, as they stand in a sweep's folder: who won, who waits for them, who is tried once more."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 from ablax.run import RunFolder, write_json
 from ablax.sweeps.cells import read_record, record_path
-from ablax.sweeps.keys import TRIAL, WINNER
-from ablax.sweeps.tuned import Trial, ready, trials_of, tuning
+from ablax.sweeps.keys import BESIDE, BRANCH, TRIAL, WINNER
+from ablax.sweeps.tuned import Trial, has_ended, ready, trials_of, tuning
 
 
 def trials_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, list[Trial]]:
@@ -23,8 +23,8 @@ def tuning_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]
 
 
 def held_cells(sweep: Path, plan: Mapping[str, Any]) -> set[str]:
-    """The cells that wait for trials, by folder, and the trials that come too late: those of arms whose winner has
-    begun. Another winner would be trained for some of the arm's seeds only."""
+    """The cells that wait for trials or their trunk, by folder, and the trials that come too late: those of arms whose
+    winner has begun. Another winner would be trained for some of the arm's seeds only."""
     trials = trials_in(sweep, plan)
     begun = {
         cell["links"][WINNER]["of"]
@@ -34,15 +34,23 @@ def held_cells(sweep: Path, plan: Mapping[str, Any]) -> set[str]:
     return {
         cell["folder"]
         for cell in plan["cells"]
-        if not ready(cell["links"], trials) or cell["links"].get(TRIAL, {}).get("of") in begun
+        if not ready(cell["links"], trials)
+        or cell["links"].get(TRIAL, {}).get("of") in begun
+        or _waits(sweep, cell)
     }
 
 
-def reopen_trials(sweep: Path, plan: Mapping[str, Any]) -> None:
-    """Lets winners wait for the trials that failed before and are tried once more."""
+def _waits(sweep: Path, cell: Mapping[str, Any]) -> bool:
+    link = cell["links"].get(BRANCH)
+    return link is not None and not has_ended(read_record(sweep, link["of"]))
+
+
+def reopen(sweep: Path, plan: Mapping[str, Any]) -> None:
+    """Lets winners and branches wait for the trials and trunks that failed before and are tried once more."""
     late = held_cells(sweep, plan)
     for cell in plan["cells"]:
         record = read_record(sweep, cell["folder"])
-        if TRIAL in cell["links"] and record["status"] == "failed" and cell["folder"] not in late:
+        awaited = cell["links"].keys() & BESIDE and cell["folder"] not in late
+        if awaited and record["status"] == "failed":
             record.pop("last_lines", None)
             write_json(record_path(sweep, cell["folder"]), {**record, "again": True})

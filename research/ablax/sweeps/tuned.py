@@ -109,11 +109,18 @@ def trials_of(
                 record.get("metrics", {}).get(metric) if record["status"] == "finished" else None
             )
             status = record["status"]
-            if status == "failed" and record.get("again", True) and "last_lines" not in record:
-                status = "running"  # it is tried again, until the controller gives it up
+            if status == "failed" and not has_ended(record):
+                status = "running"
             trial = Trial(note["of"], note["trial"], note["draw"], status, value)
             found.setdefault(note["of"], []).append(trial)
     return {arm: sorted(own, key=lambda trial: trial.index) for arm, own in found.items()}
+
+
+def has_ended(record: Mapping[str, Any]) -> bool:
+    """Whether nothing more will come of a cell: one that failed is tried again until the controller has given it up."""
+    if record["status"] == "failed":
+        return not record.get("again", True) or "last_lines" in record
+    return record["status"] == "finished"
 
 
 def ready(cell: Mapping[str, Any], trials: Mapping[str, Sequence[Trial]]) -> bool:

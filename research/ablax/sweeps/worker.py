@@ -19,8 +19,9 @@ from ablax.experiment import resolve
 from ablax.lease import Lease
 from ablax.members import train_members
 from ablax.run import Preempted, RunFailed, RunFolder, code_state, versions, write_json
+from ablax.sweeps.branches import own_part, start
 from ablax.sweeps.cells import Cell, lease_path, read_plan, read_record, record_path
-from ablax.sweeps.keys import WINNER
+from ablax.sweeps.keys import BRANCH, WINNER
 from ablax.sweeps.snapshot import package
 from ablax.sweeps.trials import trials_in
 from ablax.sweeps.tuned import winner
@@ -105,6 +106,8 @@ def run_cell(
             return started
         with counted() as programs:
             try:
+                if BRANCH in cell.links:
+                    start(sweep, cell, experiment, extend)
                 run = trainer.train(
                     experiment,
                     sweep / cell.folder,
@@ -169,11 +172,10 @@ def end(
             "status": "finished",
             "step": run.step,
             "metrics": run.metrics,
-            "seconds": run.seconds,
-            "tokens_per_second": run.tokens_per_second,
+            **own_part(run),
             "parameters": run.parameters,
             "programs": dict(programs),
-            "identity": identity_of(experiment, RunFolder(run.workdir).status().get("data")),
+            "identity": identity_of(experiment, RunFolder(run.workdir).status()),
         }
     record = {**started, **found}
     write_json(record_path(sweep, cell.folder), record)
@@ -197,13 +199,20 @@ def counted() -> Iterator[dict[str, int]]:
         monitoring.unregister_event_listener(count)
 
 
-def identity_of(experiment: Any, data: Any) -> dict[str, Any]:
-    """What a cell's result depends on: `config`, `code`, `data`, `versions`, and `sha256` of the four."""
+def identity_of(experiment: Any, status: Mapping[str, Any]) -> dict[str, Any]:
+    """What a cell's result depends on: `config`, `code`, `data`, `versions`, of a branch its `parent`; and `sha256`
+    of them.
+
+    Args:
+      status: what its run.json says.
+    """
+    parent = status.get("parent")
     found = {
         "config": configuration.fingerprint(experiment),
         "code": code_state(package())["sha256"],
-        "data": data,
+        "data": status.get("data"),
         "versions": versions(),
+        **({"parent": [parent["fingerprint"], parent["step"]]} if parent else {}),
     }
     found = json.loads(json.dumps(found))
     return {**found, "sha256": configuration.digest(json.dumps(found, sort_keys=True))}
