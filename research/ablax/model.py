@@ -16,11 +16,12 @@ from ablax.evaluation.pieces import tokenize
 from ablax.evaluation.scores import Scores
 from ablax.evaluation.scoring import score_documents
 from ablax.experiment import Experiment, resolve
+from ablax.generation.completion import Completion
 from ablax.generation.decoders import NgramDecoder
 from ablax.generation.filling import Filling, fill
-from ablax.generation.generate import Completion, complete, generate
+from ablax.generation.generate import complete, generate
 from ablax.generation.loop import Stepwise
-from ablax.generation.samplers import Sampling
+from ablax.generation.sampling import Sampling
 from ablax.models.ngram import Ngram
 from ablax.run import RunFolder
 from ablax.training.canary import without_kernel
@@ -113,16 +114,21 @@ class Model:
         prompts: str | Sequence[str],
         *,
         max_new_tokens: int | None = None,
+        max_length: int | None = None,
         num_return_sequences: int = 1,
         seed: int = 0,
         stop: Sequence[str] = (),
+        stop_tokens: Sequence[int] = (),
+        alternatives: int = 0,
+        echo: bool = False,
         **sampling: Any,
     ) -> list[list[Completion]]:
         """Continuations of each prompt.
 
         Args:
           max_new_tokens: tokens per continuation at most; as many as fit, 64 at most, when None.
-          **sampling: temperature, top_k, top_p, min_p, repetition_penalty (see `Sampling`).
+          max_length, stop, stop_tokens, alternatives, echo: see `complete`.
+          **sampling: temperature, top_k, top_p, typical_p, frequency_penalty and others (see `Sampling`).
 
         Raises:
           RequestError: if the model is not causal, or see `complete`.
@@ -131,9 +137,13 @@ class Model:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
+            "max_length": max_length,
             "num_return_sequences": num_return_sequences,
             "seed": seed,
-            "stop": list(stop),
+            "stop": stop,
+            "stop_tokens": list(stop_tokens),
+            "alternatives": alternatives,
+            "echo": echo,
             "sampling": Sampling(**sampling),
             "add_bos": self.marked,
         }

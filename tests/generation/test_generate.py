@@ -9,7 +9,7 @@ from ablax.data.tokenizers import build_tokenizer
 from ablax.generation.decoders import NgramDecoder
 from ablax.generation.generate import complete, generate, tokens_to_add
 from ablax.generation.loop import Stepwise
-from ablax.generation.samplers import Sampling
+from ablax.generation.sampling import Sampling
 from ablax.models.ngram import NgramConfig
 
 TEXT = "abcdefghijklabcdefghijklabcdefghijklabcdefghijkl"
@@ -100,11 +100,69 @@ def test_stop_strings_cut_what_would_have_been_said(sample):
 
 def test_prompts_that_do_not_fit_are_refused_with_numbers(sample, decoder):
     """Catches: positions that wrap silently at the table's end."""
-    assert tokens_to_add([[1] * 24], 40, 64) == 40
+    assert tokens_to_add([[1] * 24], 40, None, 64) == [40]
     refused = r"prompt 1 has 25 tokens; with max_new_tokens=40 .* 64"
-    for options in ({}, {"max_length": 64}):  # the module's own table, or the caller's limit
-        with pytest.raises(RequestError, match=refused):  # <bos> and 24 letters
-            sample(["a", "a" * 24], model=decoder, max_new_tokens=40, **options)
+    with pytest.raises(RequestError, match=refused):  # <bos> and 24 letters
+        sample(["a", "a" * 24], model=decoder, max_new_tokens=40)
+
+
+def test_a_length_of_all_bounds_each_prompt(alphabet, letters):
+    """Catches: a length counted from the longest prompt, one of two bounds that is forgotten."""
+    prompts, options = ["ab", "abcdef"], {"sampling": GREEDY, "add_bos": False}
+    found = complete(alphabet, letters, prompts, max_length=10, **options)
+    assert [len(c.tokens) for (c,) in found] == [8, 4]
+    found = complete(alphabet, letters, prompts, max_length=10, max_new_tokens=5, **options)
+    assert [len(c.tokens) for (c,) in found] == [5, 4]
+    with pytest.raises(RequestError, match=r"prompt 1 has 6 tokens; .* max_length=6"):
+        complete(alphabet, letters, prompts, max_length=6, **options)
+    with pytest.raises(RequestError, match="max_length=65 exceeds the model's 64"):
+        tokens_to_add([[1]], 4, 65, 64)
+
+
+def test_stop_tokens_end_a_text_and_are_not_in_it(alphabet, letters):
+    """Catches: only the first of several, a stop token in the text, <eos> named as the reason."""
+    options = {"max_new_tokens": 20, "sampling": GREEDY}
+    ((found,),) = complete(alphabet, letters, ["ab"], stop_tokens=[12, 9], **options)
+    assert (found.text, found.finish_reason) == ("cd", "stop")
+    assert found.tokens == (7, 8, 9)
+    with pytest.raises(RequestError, match="stop_tokens has token 17"):
+        complete(alphabet, letters, ["ab"], stop_tokens=[17], **options)
+
+
+def test_echo_tells_of_the_prompt_and_alternatives_of_each_place(sample, mean):
+    """Catches: a prompt's own tokens one place off, alternatives behind the end, samples that mix up prompts."""
+    options = {"max_new_tokens": 4, "num_return_sequences": 2}
+    for text, pair in zip(
+        ("abc", "fg"), sample(["abc", "fg"], echo=True, alternatives=2, **options)
+    ):
+        for found in pair:
+            ids, prompt = (1, *(4 + ord(letter) - 96 for letter in text)), found.prompt
+            assert prompt.tokens == ids
+            given = mean.log_probs(ids)
+            assert prompt.log_probs[0] is None
+            expected = given[np.arange(len(text)), ids[1:]]
+            np.testing.assert_allclose(prompt.log_probs[1:], expected, atol=2e-5)
+            assert len(prompt.alternatives) == len(text)
+            assert len(found.alternatives) == len(found.tokens)
+            following = mean.log_probs([*ids, *found.tokens])[len(ids) - 1]
+            token, log_prob = found.alternatives[0][0]
+            assert token == following.argmax()
+            assert log_prob == pytest.approx(following.max(), abs=2e-5)
+    ((plain,),) = sample(["abc"], max_new_tokens=4)
+    assert (plain.alternatives, plain.prompt) == ((), None)
+
+
+def test_prompts_may_be_ids_and_have_settings_of_their_own(sample):
+    """Catches: <bos> before ids that are given, one setting for all."""
+    settings = [Sampling(temperature=0), Sampling(top_k=3)]
+    (first,), (second,) = sample([[1, 5, 6], "b"], sampling=settings, max_new_tokens=8)
+    ((text,),) = sample(["ab"], sampling=settings[:1], max_new_tokens=8)
+    assert first.tokens == text.tokens
+    with pytest.raises(RequestError, match="1 settings for 2 prompts"):
+        sample(["a", "b"], sampling=settings[:1])
+    with pytest.raises(RequestError, match="prompts has token 99"):
+        sample([[99]])
+    assert second.text
 
 
 def test_without_a_number_as_many_tokens_as_fit(sample, decoder, alphabet, letters):
@@ -113,8 +171,8 @@ def test_without_a_number_as_many_tokens_as_fit(sample, decoder, alphabet, lette
     for longest, room in ((1, 62), (62, 1)):  # <bos> and the letters, of 64 positions
         for (found,) in sample(["a", "a" * longest], **options):
             assert len(found.tokens) == room or found.finish_reason == "eos"
-    assert tokens_to_add([[1], [1] * 2], None, 64) == 62
-    assert tokens_to_add([[1] * 3], None, 1000) == 64
+    assert tokens_to_add([[1], [1] * 2], None, None, 64) == [62, 62]
+    assert tokens_to_add([[1] * 3], None, None, 1000) == [64]
     with pytest.raises(RequestError, match="prompt 0 has 64 tokens; that leaves no room in the"):
         sample(["a" * 63], **options)
     ((found,),) = complete(alphabet, letters, ["a" * 99], sampling=GREEDY)  # without a limit
@@ -136,6 +194,9 @@ def test_an_empty_prompt_needs_bos(alphabet, letters, unmarked_letters):
         ({"num_return_sequences": 2, "sampling": GREEDY}, "temperature=0"),
         ({"stop": "abc"}, "stop='abc'"),
         ({"stop": [""]}, "stop="),
+        ({"alternatives": 18}, r"alternatives=18 must be in \[0, 17\]"),
+        ({"max_length": 0}, "max_length=0"),
+        ({"sampling": Sampling(logit_bias={99: 1.0})}, "logit_bias names token 99"),
     ],
 )
 def test_options_out_of_range_are_refused_by_name(alphabet, letters, options, name):

@@ -1,7 +1,6 @@
 """Laws of decoding: cache, compiled loop, rows, chunks and <eos>."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,14 +12,16 @@ from ablax.generation.decoders import (
     stepper,
 )
 from ablax.generation.loop import CHUNK, Compiled, Stepwise
-from ablax.generation.samplers import Sampling, row_keys
-from ablax.generation.steps import bucket, mark_seen
+from ablax.generation.samplers import row_keys
+from ablax.generation.sampling import Controls, Sampling
+from ablax.generation.steps import bucket, history_of
 from ablax.models.ngram import NgramConfig
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [4], [11, 12, 4]]
 NEW = 24
 GREEDY = Sampling(temperature=0).controls()
-MIXED = Sampling(temperature=1.3, repetition_penalty=3.0).controls()
+PENALISED = Sampling(temperature=1.3, repetition_penalty=3.0)
+MIXED = PENALISED.controls()
 
 
 def keys(rows=3):
@@ -33,7 +34,7 @@ def engine(model):
 
 @pytest.fixture(scope="module")
 def sampled(mean):
-    return engine(mean).decode(PROMPTS, keys(), MIXED, None, NEW)
+    return engine(mean).decode(PROMPTS, keys(), MIXED, NEW)
 
 
 def full_forward(model, prompts, new):
@@ -52,7 +53,7 @@ def full_forward(model, prompts, new):
 def test_cached_decoding_is_the_full_forward_pass(family, request):
     """Catches: positions that count a shorter prompt's padding, holes that are attended to or reset a state."""
     model = request.getfixturevalue(family)
-    decoded = engine(model).decode(PROMPTS, keys(), GREEDY, None, NEW)
+    decoded = engine(model).decode(PROMPTS, keys(), GREEDY, NEW)
     tokens, log_probs = full_forward(model, PROMPTS, NEW)
     np.testing.assert_array_equal(decoded.tokens[:, :NEW], tokens)
     # Sums in another order: float32 rounding of logits of tens, 2e-5 seen.
@@ -75,7 +76,7 @@ def test_recomputing_equals_the_cache(mean, sampled):
     plain = Plain(mean.module)
     assert isinstance(stepper(plain), RecomputingStepper)
     params = {"inner": mean.params}
-    decoded = Compiled(plain, params, mean.hyper, 17).decode(PROMPTS, keys(), MIXED, None, NEW)
+    decoded = Compiled(plain, params, mean.hyper, 17).decode(PROMPTS, keys(), MIXED, NEW)
     np.testing.assert_array_equal(decoded.tokens, sampled.tokens)
 
 
@@ -83,8 +84,8 @@ def test_compiled_loop_equals_the_steps_one_by_one(mean, sampled):
     """Catches: a key folded twice, a penalty that forgets the prompt, life after <eos>."""
     steps = NeuralDecoder(mean.module, mean.params, mean.hyper)
     eos = int(sampled.tokens[0, 5])
-    compiled = engine(mean).decode(PROMPTS, keys(), MIXED, eos, NEW)
-    stepwise = Stepwise(steps).decode(PROMPTS, keys(), MIXED, eos, NEW)
+    compiled = engine(mean).decode(PROMPTS, keys(), PENALISED.controls([eos]), NEW)
+    stepwise = Stepwise(steps).decode(PROMPTS, keys(), PENALISED.controls([eos]), NEW)
     np.testing.assert_array_equal(compiled.tokens[:, :NEW], stepwise.tokens)
     np.testing.assert_array_equal(compiled.counts, stepwise.counts)
     # The same steps in other programs: float32 rounding of logits of size ten.
@@ -94,7 +95,8 @@ def test_compiled_loop_equals_the_steps_one_by_one(mean, sampled):
 def test_the_penalty_knows_all_of_the_prompt_and_no_padding():
     """Catches: the last token or a whole context forgotten, padding taken for token 0."""
     padded = Prompts.pad(PROMPTS, 4, 16)
-    seen = mark_seen(*map(jnp.asarray, (padded.context, padded.lengths, padded.last)), 17)
+    seen = history_of(padded, 17, ("repetition_penalty",)).seen
+    assert seen is not None
     for row, prompt in enumerate(PROMPTS):
         assert set(np.flatnonzero(seen[row])) == set(prompt)
 
@@ -102,8 +104,61 @@ def test_the_penalty_knows_all_of_the_prompt_and_no_padding():
 def test_rows_do_not_depend_on_their_neighbours(mean, sampled):
     """Catches: a key by place in the batch, padding that leaks from a longer prompt."""
     for row in range(3):
-        alone = engine(mean).decode([PROMPTS[row]], keys()[row : row + 1], MIXED, None, NEW)
+        alone = engine(mean).decode([PROMPTS[row]], keys()[row : row + 1], MIXED, NEW)
         np.testing.assert_array_equal(alone.tokens[0], sampled.tokens[row])
+
+
+DIFFERENT = (
+    Sampling(temperature=0, frequency_penalty=1.5, min_new_tokens=3, logit_bias={5: 2.0}),
+    Sampling(top_p=0.8, typical_p=0.9, repetition_penalty=1.4),
+    Sampling(temperature=0.7, top_k=3, min_p=0.05, presence_penalty=-0.5),
+)
+ENDS, LIMITS = ([2, 6], [], [7]), (9, NEW, 12)
+
+
+def test_rows_of_different_settings_are_each_row_alone(mean):
+    """Catches: a control, an end or a limit of one row for all, a step of one row that acts on another."""
+    rows = [one.controls(ends) for one, ends in zip(DIFFERENT, ENDS)]
+    together = engine(mean).decode(PROMPTS, keys(), Controls.stack(rows), LIMITS, alternatives=3)
+    for row, controls in enumerate(rows):
+        key, limit = keys()[row : row + 1], LIMITS[row]
+        alone = engine(mean).decode([PROMPTS[row]], key, controls, limit, alternatives=3)
+        count = int(together.counts[row])
+        assert count == alone.counts[0]
+        np.testing.assert_array_equal(together.tokens[row, :count], alone.tokens[0, :count])
+    assert together.counts.max() <= NEW
+    assert not set(together.tokens[0, :3]) & {2, 6}
+
+
+def test_alternatives_are_the_models_likeliest(mean, sampled):
+    """Catches: alternatives after temperature and penalties, of another place, or not in order."""
+    decoded = engine(mean).decode(PROMPTS, keys(), MIXED, NEW, alternatives=4)
+    np.testing.assert_array_equal(decoded.tokens, sampled.tokens)
+    for row, prompt in enumerate(PROMPTS):
+        text = [*prompt, *decoded.tokens[row, :NEW]]
+        given = mean.log_probs(text)[len(prompt) - 1 : -1]
+        best = np.argsort(-given, axis=-1)[:, :4]
+        np.testing.assert_array_equal(decoded.top_tokens[row, :NEW, :4], best)
+        np.testing.assert_allclose(
+            decoded.top_log_probs[row, :NEW, :4],
+            np.take_along_axis(given, best, axis=-1),
+            atol=2e-5,  # float32 rounding of logits of size ten
+        )
+
+
+def test_a_prompt_is_read_as_in_a_forward_pass(mean):
+    """Catches: the log-probability of another token, a shorter prompt's padding read as its text."""
+    steps = NeuralDecoder(mean.module, mean.params, mean.hyper)
+    for reader in (engine(mean), Stepwise(steps)):
+        read = reader.read(PROMPTS, alternatives=2)
+        assert read.counts.tolist() == [5, 0, 2]
+        for row, prompt in enumerate(PROMPTS):
+            given, count = mean.log_probs(prompt)[:-1], len(prompt) - 1
+            np.testing.assert_array_equal(read.tokens[row, :count], prompt[1:])
+            expected = given[np.arange(count), prompt[1:]]
+            np.testing.assert_allclose(read.log_probs[row, :count], expected, atol=2e-5)
+            best = np.argsort(-given, axis=-1)[:, :2]
+            np.testing.assert_array_equal(read.top_tokens[row, :count, :2], best)
 
 
 def test_chunks_equal_one_run(mean, sampled):
@@ -114,7 +169,7 @@ def test_chunks_equal_one_run(mean, sampled):
         looks.append(decoded.counts.copy())
         return np.array([True, False, False])
 
-    decoded = engine(mean).decode(PROMPTS, keys(), MIXED, None, NEW, watch)
+    decoded = engine(mean).decode(PROMPTS, keys(), MIXED, NEW, watch)
     np.testing.assert_array_equal(decoded.tokens[1:], sampled.tokens[1:])
     np.testing.assert_array_equal(decoded.tokens[0, :CHUNK], sampled.tokens[0, :CHUNK])
     assert decoded.counts.tolist() == [CHUNK, NEW, NEW]
@@ -124,7 +179,7 @@ def test_chunks_equal_one_run(mean, sampled):
 def test_a_row_ends_with_its_eos(mean, sampled):
     """Catches: <eos> that is not counted, or ends the other rows too."""
     eos = int(sampled.tokens[1, 3])
-    decoded = engine(mean).decode(PROMPTS, keys(), MIXED, eos, NEW)
+    decoded = engine(mean).decode(PROMPTS, keys(), PENALISED.controls([eos]), NEW)
     for row, tokens in enumerate(sampled.tokens[:, :NEW]):
         found = np.flatnonzero(tokens == eos)
         count = found[0] + 1 if len(found) else NEW
@@ -139,7 +194,7 @@ def test_one_program_per_bucket(mean):
     size = loop._start._cache_size()
     for length, new, temperature in ((2, 5, 0.5), (9, 16, 0.7), (17, 3, 2.0)):
         controls = Sampling(temperature=temperature).controls()
-        engine(mean).decode([[5] * length], keys(1), controls, None, new)
+        engine(mean).decode([[5] * length], keys(1), controls, new)
     assert loop._start._cache_size() == size + 1
 
 
@@ -162,7 +217,9 @@ def ngram():
 def test_ngram_decodes_its_own_conditionals(ngram):
     """Catches: a context cut at the wrong end, or not padded with -1."""
     prompts = [[1], [4, 5, 6, 8]]
-    decoded = Stepwise(NgramDecoder(ngram)).decode(prompts, keys(2), GREEDY, 2, 12)
+    decoded = Stepwise(NgramDecoder(ngram)).decode(
+        prompts, keys(2), Sampling(temperature=0).controls([2]), 12
+    )
     for row, prompt in enumerate(prompts):
         text = list(prompt)
         for index in range(decoded.counts[row]):
@@ -177,6 +234,6 @@ def test_ngram_decodes_its_own_conditionals(ngram):
 
 def test_ngram_never_samples_bos(ngram):
     """Catches: -inf turned into nan by a step."""
-    decoded = Stepwise(NgramDecoder(ngram)).decode([[1]] * 8, keys(8), MIXED, None, 20)
+    decoded = Stepwise(NgramDecoder(ngram)).decode([[1]] * 8, keys(8), MIXED, 20)
     assert (decoded.tokens != 1).all()
     assert np.isfinite(decoded.log_probs).all()

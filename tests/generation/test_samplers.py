@@ -9,7 +9,11 @@ import pytest
 
 from ablax.config import RequestError
 from ablax.generation import samplers
-from ablax.generation.samplers import Sampling, choose, row_keys, shape_logits
+from ablax.generation.samplers import History, choose, narrow, penalise, row_keys
+from ablax.generation.sampling import Controls, Sampling
+
+NOTHING = History(None, None)
+ENDS = (3, 4)
 
 SETTINGS = {
     "temperature": {"temperature": 0.7},
@@ -21,7 +25,14 @@ SETTINGS = {
     "min_p_one": {"min_p": 1.0},
     "repetition": {"repetition_penalty": 1.3},
     "encouraged": {"repetition_penalty": 0.5},
+    "typical": {"typical_p": 0.3},
+    "typical_most": {"typical_p": 0.9},
+    "biased": {"logit_bias": {0: 3.5, 29: -2.0, 4: 1.0}},
+    "not_yet": {"min_new_tokens": 3},
     "all": {
+        "logit_bias": {7: 2.0},
+        "min_new_tokens": 3,
+        "typical_p": 0.9,
         "temperature": 1.4,
         "top_k": 9,
         "top_p": 0.8,
@@ -29,6 +40,19 @@ SETTINGS = {
         "repetition_penalty": 1.2,
     },
 }
+
+
+# The order of transformers' generate.
+ORDER = (
+    "logit_bias",
+    "repetition_penalty",
+    "min_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +74,27 @@ def test_equals_transformers(setting, drawn):
         process = pytest.importorskip("transformers.generation.logits_process")
     logits, history, seen = drawn
     makers = {
+        "logit_bias": lambda bias: process.SequenceBiasLogitsProcessor(
+            {(token,): value for token, value in bias.items()}
+        ),
+        "min_new_tokens": lambda least: process.MinNewTokensLengthLogitsProcessor(
+            prompt_length_to_skip=4, min_new_tokens=least, eos_token_id=list(ENDS)
+        ),
         "repetition_penalty": process.RepetitionPenaltyLogitsProcessor,
         "temperature": process.TemperatureLogitsWarper,
         "top_k": process.TopKLogitsWarper,
         "top_p": process.TopPLogitsWarper,
         "min_p": process.MinPLogitsWarper,
+        "typical_p": process.TypicalLogitsWarper,
     }
+    makers = {name: makers[name] for name in ORDER}
     expected = torch.tensor(logits)
-    for name, maker in makers.items():  # the order of transformers' generate
+    for name, maker in makers.items():
         if name in setting:
             expected = maker(setting[name])(torch.tensor(history), expected)
-    got = shape_logits(jnp.asarray(logits), jnp.asarray(seen), Sampling(**setting).controls())
+    controls = Sampling(**setting).controls(ENDS)
+    got = penalise(jnp.asarray(logits), History(jnp.asarray(seen), None), 2, controls)
+    got = narrow(got, controls)
     np.testing.assert_array_equal(np.isinf(got), np.isinf(expected.numpy()))
     np.testing.assert_allclose(got, expected.numpy(), rtol=1e-6)  # one rounding per division
 
@@ -83,7 +117,8 @@ def test_settings_per_row_are_those_of_single_rows(drawn):
     """Catches: a control of one row used for all."""
     logits = jnp.asarray(drawn[0])
     ks, ps = np.array([1, 2, 5, 9, 30]), np.array([0.1, 0.3, 0.5, 0.9, 1.0], np.float32)
-    for function, values in ((samplers.top_k, ks), (samplers.top_p, ps), (samplers.min_p, ps)):
+    chosen = (samplers.top_k, ks), (samplers.top_p, ps), (samplers.min_p, ps)
+    for function, values in (*chosen, (samplers.typical_p, ps)):
         together, alone = function(logits, values), jax.jit(function)
         for row, value in enumerate(values):
             np.testing.assert_array_equal(together[row], alone(logits[row : row + 1], value)[0])
@@ -94,13 +129,15 @@ def test_draws_follow_the_distribution():
     rows = 20_000
     logits = jnp.broadcast_to(jnp.array([1.0, 0.0, -1.0, 2.0]), (rows, 4))
     keys = row_keys(3, np.arange(rows), np.zeros(rows))
-    tokens, log_probs = jax.jit(choose)(logits, None, keys, Sampling(temperature=2.0).controls())
+    controls = Sampling(temperature=2.0).controls()
+    chosen = jax.jit(choose)(logits, NOTHING, keys, 0, controls)
+    tokens, log_probs = np.asarray(chosen.tokens), chosen.log_probs
     expected = np.asarray(jax.nn.softmax(logits[0] / 2))
     found = np.bincount(tokens, minlength=4) / rows
     # Five standard errors of a share of 20,000 draws.
     np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(0.25 / rows))
     model = np.asarray(jax.nn.log_softmax(logits[0]))
-    np.testing.assert_allclose(log_probs, model[np.asarray(tokens)], rtol=1e-6)  # float32
+    np.testing.assert_allclose(log_probs, model[tokens], rtol=1e-6)  # float32
 
 
 def test_a_rows_draw_does_not_depend_on_its_neighbours(drawn):
@@ -108,8 +145,10 @@ def test_a_rows_draw_does_not_depend_on_its_neighbours(drawn):
     logits, controls = jnp.asarray(drawn[0]), Sampling(top_p=0.9).controls()
     keys = row_keys(0, np.arange(5), np.array([0, 1, 0, 1, 0]))
     draw = jax.jit(choose)
-    together = draw(logits, None, keys, controls)[0]
-    alone = [draw(logits[r : r + 1], None, keys[r : r + 1], controls)[0][0] for r in range(5)]
+    together = draw(logits, NOTHING, keys, 0, controls).tokens
+    alone = [
+        draw(logits[r : r + 1], NOTHING, keys[r : r + 1], 0, controls).tokens[0] for r in range(5)
+    ]
     np.testing.assert_array_equal(together, alone)
 
 
@@ -120,7 +159,8 @@ def test_temperature_zero_takes_the_likeliest_after_the_penalty():
     keys = row_keys(0, np.zeros(1), np.zeros(1))
     for penalty, expected in ((1.0, 0), (1.5, 1)):
         controls = Sampling(temperature=0, repetition_penalty=penalty, top_k=1).controls()
-        assert choose(logits, seen, keys, controls)[0].tolist() == [expected]
+        history = History(seen, None)
+        assert choose(logits, history, keys, 0, controls).tokens.tolist() == [expected]
 
 
 def test_other_values_of_the_same_steps_share_one_program(drawn):
@@ -129,30 +169,58 @@ def test_other_values_of_the_same_steps_share_one_program(drawn):
     before = program._cache_size()
     keys = row_keys(0, np.arange(5), np.zeros(5))
     for temperature, k, p in ((0.5, 3, 0.9), (2.0, 7, 0.5), (1.1, 2, 0.2)):
-        sampling = Sampling(temperature=temperature, top_k=k, top_p=p)
-        program(jnp.asarray(drawn[0]), None, keys, sampling.controls())
+        bias = dict.fromkeys(range(k, k + 2), p)
+        sampling = Sampling(temperature=temperature, top_k=k, top_p=p, logit_bias=bias)
+        program(jnp.asarray(drawn[0]), NOTHING, keys, 0, sampling.controls([k]))
     assert program._cache_size() == before + 1
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"temperature": -0.1},
-        {"temperature": float("inf")},
-        {"temperature": float("nan")},
-        {"top_k": -1},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"min_p": -0.1},
-        {"min_p": 1.1},
-        {"repetition_penalty": 0.0},
-    ],
-)
-def test_values_out_of_range_are_refused_by_name(values):
-    """Catches: a check that is missing or names another field."""
-    (name,) = values
-    with pytest.raises(RequestError, match=f"{name}=.* must be"):
-        Sampling(**values)
+def test_penalties_by_count_are_those_of_the_definition(drawn):
+    """Catches: presence for each occurrence, a frequency that is divided by the length, tokens of the prompt."""
+    logits, history, _ = drawn
+    controls = Sampling(frequency_penalty=0.3, presence_penalty=-0.5).controls()
+    known = History.of(jnp.asarray(history), jnp.ones(history.shape, bool), 30, controls.steps)
+    active = jnp.array([True, True, False, True, True])
+    for tokens in ([1, 2, 3, 4, 29], [1, 2, 3, 5, 29], [1, 0, 3, 4, 29]):
+        known = known.add(jnp.array(tokens), active)
+    expected = logits.copy()
+    generated = {0: {1: 3}, 1: {2: 2, 0: 1}, 2: {}, 3: {4: 2, 5: 1}, 4: {29: 3}}
+    for row, counts in generated.items():
+        for token, count in counts.items():
+            expected[row, token] -= 0.3 * count - 0.5
+    got = penalise(jnp.asarray(logits), known, 3, controls)
+    np.testing.assert_allclose(got, expected, atol=1e-6)  # float32 of 0.3 x 3
+
+
+def test_typical_tokens_are_those_near_the_entropy():
+    """Of tokens with 0.5, 0.2, 0.2 and 0.1 (surprise 0.69, 1.61, 1.61, 2.30; entropy 1.22) the middle ones are typical,
+    then the likeliest. Catches: the entropy's sign, the likeliest kept first."""
+    logits = jnp.log(jnp.array([[0.5, 0.2, 0.2, 0.1]]))
+    for p, kept in ((0.1, [1, 2]), (0.39, [1, 2]), (0.45, [0, 1, 2]), (0.95, [0, 1, 2, 3])):
+        assert np.flatnonzero(np.isfinite(samplers.typical_p(logits, p)[0])).tolist() == kept
+
+
+def test_settings_that_are_off_change_nothing(drawn):
+    """A row's program may contain steps of its neighbours. Catches: a probability of one that the sum never reaches,
+    k of zero that keeps one token."""
+    logits, history, _ = drawn
+    all_on = Sampling(
+        temperature=0.5,
+        top_k=3,
+        top_p=0.5,
+        min_p=0.5,
+        typical_p=0.5,
+        repetition_penalty=2.0,
+        presence_penalty=1.0,
+        logit_bias={1: 1.0},
+        min_new_tokens=9,
+    ).controls(ENDS)
+    rows = Controls.stack([all_on, *[Sampling().controls()] * 4])
+    known = History.of(jnp.asarray(history), jnp.ones(history.shape, bool), 30, rows.steps)
+    known = known.add(jnp.asarray(history[:, 0]), jnp.ones(5, bool))
+    got = narrow(penalise(jnp.asarray(logits), known, 1, rows), rows)
+    np.testing.assert_array_equal(got[1:], logits[1:])
+    assert np.isfinite(got[0]).sum() < 4
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -44,7 +44,8 @@ class Prompts:
     """Prompts as fixed shapes, their last tokens apart: the loop feeds those like any other token.
 
     Attributes:
-      context: int32 [B C], all but the last token, padded on the right.
+      context: int32 [B C], all but the last token, padded on the left, so that the columns before a new one are a
+        row's last tokens.
       lengths: int32 [B], how many tokens of `context` count.
       last: int32 [B].
       active: bool [B], False for rows that only fill the batch.
@@ -64,9 +65,15 @@ class Prompts:
         lengths, last = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         for row, prompt in enumerate(prompts):
             lengths[row] = len(prompt) - 1
-            context[row, : len(prompt) - 1] = prompt[:-1]
+            context[row, columns - len(prompt) + 1 :] = prompt[:-1]
             last[row] = prompt[-1]
         return cls(context, lengths, last, np.arange(rows) < len(prompts))  # type: ignore[arg-type]
+
+    def positions(self) -> tuple[Array, Array]:
+        """Of the context: positions int32 [B C], and which columns are no padding, bool [B C]."""
+        columns = jnp.arange(self.context.shape[1], dtype=jnp.int32)[None]
+        positions = columns - (self.context.shape[1] - self.lengths[:, None])
+        return jnp.maximum(positions, 0), positions >= 0
 
 
 def position_limit(module: nn.Module) -> int | None:
@@ -134,19 +141,17 @@ def read_context(
     model: Stepper,
     params: Any,
     hyper: Mapping[str, Any],
-    context: Int[Array, "B C"],
-    lengths: Int[Array, "B"],
+    prompts: Prompts,
     length: int,
 ) -> Cache:
     """The cache of `length` columns after the prompts' contexts; computes no logits."""
-    batch_size, columns = context.shape
+    batch_size, columns = prompts.context.shape
     cache = model.empty(batch_size, length)
     if columns == 0:
         return cache
-    index = jnp.broadcast_to(jnp.arange(columns, dtype=jnp.int32), context.shape)
-    real = index < lengths[:, None]
-    positions = jnp.where(real, index, 0)
-    return model.feed(params, hyper, cache, context, positions, real.astype(jnp.int32))[1]
+    positions, real = prompts.positions()
+    segments = real.astype(jnp.int32)
+    return model.feed(params, hyper, cache, prompts.context, positions, segments)[1]
 
 
 @typed
@@ -178,11 +183,10 @@ class NeuralDecoder:
     def start(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Array, Cache]:
         columns = max(map(len, prompts)) - 1
         padded = Prompts.pad(prompts, len(prompts), columns)
-        context, lengths = jnp.asarray(padded.context), jnp.asarray(padded.lengths)
         cache = _read_context(
-            self.model, self.params, self.hyper, context, lengths, length=columns + 1 + new_tokens
+            self.model, self.params, self.hyper, padded, length=columns + 1 + new_tokens
         )
-        return self.step((cache, lengths), padded.last)
+        return self.step((cache, jnp.asarray(padded.lengths)), padded.last)
 
     def step(self, cache: Cache, tokens: Array | np.ndarray) -> tuple[Array, Cache]:
         inner, position = cache

@@ -1,7 +1,7 @@
 """Text in, text out: prompts are encoded, continued by an engine, decoded, cut at stop strings."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,146 +9,162 @@ import numpy as np
 
 from ablax.config import RequestError
 from ablax.data.tokenizer import Tokenizer
+from ablax.generation.completion import (
+    Completion,
+    Detokenizer,
+    Ends,
+    Measured,
+    completion,
+    measured_prompt,
+    stopped,
+)
 from ablax.generation.decoders import position_limit
-from ablax.generation.loop import Compiled, Decoded, Engine
-from ablax.generation.samplers import Sampling, row_keys
+from ablax.generation.loop import ALTERNATIVES, Compiled, Engine
+from ablax.generation.samplers import row_keys
+from ablax.generation.sampling import Controls, Sampling
 
 DEFAULT_NEW_TOKENS = 64
 
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """One continuation of a prompt.
-
-    Attributes:
-      text: what follows the prompt, without <eos>, cut where a stop string begins.
-      tokens: the ids that were chosen, up to <eos> or the token that completed a stop string, both
-        included.
-      log_probs: nats, one per token, under the model before temperature and filters.
-      finish_reason: `eos`, `stop` (a stop string) or `length`.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    log_probs: tuple[float, ...]
-    finish_reason: str
+Prompt = str | Sequence[int]
+"""A text, or its token ids as they are."""
 
 
-def encode_prompt(tokenizer: Tokenizer, text: str, add_bos: bool) -> list[int]:
-    """The ids of a prompt, behind <bos> if the tokenizer has one and `add_bos` is set.
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, add_bos: bool) -> list[int]:
+    """The ids of a prompt; those of a text behind <bos> if the tokenizer has one and `add_bos` is set.
 
     Raises:
-      RequestError: if nothing is left to condition on.
+      RequestError: if nothing is left to condition on, or an id is not in the vocabulary.
     """
-    ids = tokenizer.encode(text).tolist()
     bos = tokenizer.specials.bos
-    if bos is not None and (add_bos or not ids):
+    ids = tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else list(map(int, prompt))
+    if bos is not None and (not ids or (add_bos and isinstance(prompt, str))):
         ids.insert(0, bos)
     if not ids:
         raise RequestError("the prompt is empty and the tokenizer has no <bos>; give some text")
+    _check_tokens("prompts", ids, tokenizer.vocab_size)
     return ids
 
 
+def _check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise RequestError(
+                f"{name} has token {token}; the vocabulary has ids from 0 to {vocab_size - 1}"
+            )
+
+
 def tokens_to_add(
-    prompts: Sequence[Sequence[int]], wanted: int | None, max_length: int | None
-) -> int:
-    """How many tokens each prompt gets at most: `wanted`, else as many as fit behind the longest
-    prompt, `DEFAULT_NEW_TOKENS` at most.
+    prompts: Sequence[Sequence[int]],
+    wanted: int | None,
+    max_length: int | None,
+    limit: int | None,
+) -> list[int]:
+    """How many tokens each prompt gets at most.
+
+    Without a wish as many as fit behind the longest prompt, `DEFAULT_NEW_TOKENS` at most; of two wishes both hold.
+
+    Args:
+      wanted: tokens to add.
+      max_length: tokens of prompt and continuation together.
+      limit: how many tokens the model can read.
 
     Raises:
       RequestError: if a prompt leaves no room for them.
     """
-    if wanted is not None and wanted < 1:
-        raise RequestError(f"max_new_tokens={wanted} must be at least 1")
-    if max_length is None or not prompts:
-        return wanted or DEFAULT_NEW_TOKENS
-    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]))
-    room = max_length - len(prompts[longest])
+    for name, value in (("max_new_tokens", wanted), ("max_length", max_length)):
+        if value is not None and value < 1:
+            raise RequestError(f"{name}={value} must be at least 1")
+    if max_length is not None and limit is not None and max_length > limit:
+        raise RequestError(f"max_length={max_length} exceeds the model's {limit}; lower it")
+    if not prompts:
+        return []
+    lengths = [len(prompt) for prompt in prompts]
+    longest = int(np.argmax(lengths))
+    head = f"prompt {longest} has {lengths[longest]} tokens"
+    if max_length is not None:
+        if lengths[longest] >= max_length:
+            raise RequestError(f"{head}; that leaves no room in max_length={max_length}: raise it")
+        return [min(max_length - length, wanted or max_length) for length in lengths]
+    if limit is None:
+        return [wanted or DEFAULT_NEW_TOKENS] * len(prompts)
+    room = limit - lengths[longest]
     if room < (wanted or 1):
         asked = f"with max_new_tokens={wanted} that exceeds" if wanted else "that leaves no room in"
         remedy = "lower max_new_tokens, " if wanted else ""
         raise RequestError(
-            f"prompt {longest} has {len(prompts[longest])} tokens; {asked} the model's {max_length}: "
+            f"{head}; {asked} the model's {limit}: "
             f"shorten the prompt, {remedy}or train with a larger data.sequence_length"
         )
-    return wanted or min(DEFAULT_NEW_TOKENS, room)
+    return [wanted or min(DEFAULT_NEW_TOKENS, room)] * len(prompts)
 
 
-class Detokenizer:
-    """Text of the tokens behind a prompt, as it reads after that prompt (word pieces keep their
-    spaces).
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]):
-        specials = tokenizer.specials
-        self.tokenizer = tokenizer
-        self.marks = {specials.bos, specials.eos, specials.pad} - {None}
-        self.prompt = self._plain(prompt)
-        self.before = tokenizer.decode(self.prompt)
-
-    def _plain(self, tokens: Iterable[int]) -> list[int]:
-        return [int(token) for token in tokens if int(token) not in self.marks]
-
-    def __call__(self, tokens: Iterable[int]) -> str:
-        plain = self._plain(tokens)
-        whole = self.tokenizer.decode(self.prompt + plain)
-        # A prompt that ends inside a character decodes differently once the character is complete.
-        if whole.startswith(self.before):
-            return whole[len(self.before) :]
-        return self.tokenizer.decode(plain)
+def _settings(
+    sampling: Sampling | Sequence[Sampling] | None, prompts: int, samples: int, vocab_size: int
+) -> list[Sampling]:
+    """One setting per prompt."""
+    if sampling is None or isinstance(sampling, Sampling):
+        found = [sampling or Sampling()] * prompts
+    else:
+        found = list(sampling)
+    if len(found) != prompts:
+        raise RequestError(
+            f"sampling has {len(found)} settings for {prompts} prompts; give each one"
+        )
+    for one in found:
+        one.check_vocabulary(vocab_size)
+        if one.temperature == 0 and samples > 1:
+            raise RequestError(
+                f"num_return_sequences={samples} with temperature=0 would repeat one completion; raise the temperature "
+                "or ask for one"
+            )
+    return found
 
 
-def find_stop(text: str, stop: Sequence[str]) -> int | None:
-    """Where the first stop string begins, if any occurs."""
-    places = [place for place in map(text.find, stop) if place >= 0]
-    return min(places, default=None)
-
-
-def completion(
-    detokenize: Detokenizer, decoded: Decoded, row: int, stop: Sequence[str], eos: int | None
-) -> Completion:
-    """Cuts one row at its end: <eos>, a stop string (it may span tokens), or the last token."""
-    count = int(decoded.counts[row])
-    tokens = decoded.tokens[row, :count]
-    text = detokenize(tokens)
-    reason = "eos" if count and tokens[-1] == eos else "length"
-    place = find_stop(text, stop)
-    if place is not None:
-        text, reason = text[:place], "stop"
-        low, high = 1, count  # the fewest tokens whose text has the stop string
-        while low < high:
-            middle = (low + high) // 2
-            found = find_stop(detokenize(tokens[:middle]), stop) is not None
-            low, high = (low, middle) if found else (middle + 1, high)
-        count = low
-    log_probs = decoded.log_probs[row, :count].tolist()
-    return Completion(text, tuple(tokens[:count].tolist()), tuple(log_probs), reason)
+def _echoes(
+    engine: Engine, prompts: Sequence[Sequence[int]], alternatives: int, batch_rows: int
+) -> list[Measured]:
+    """What the model gives each prompt's own tokens."""
+    found = []
+    for first in range(0, len(prompts), batch_rows):
+        batch = prompts[first : first + batch_rows]
+        read = engine.read(batch, alternatives)
+        found += [measured_prompt(ids, read, row, alternatives) for row, ids in enumerate(batch)]
+    return found
 
 
 def complete(
     engine: Engine,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int | None = None,
-    sampling: Sampling | None = None,
+    max_length: int | None = None,
+    sampling: Sampling | Sequence[Sampling] | None = None,
     num_return_sequences: int = 1,
     seed: int = 0,
     stop: Sequence[str] = (),
+    stop_tokens: Sequence[int] = (),
+    alternatives: int = 0,
+    echo: bool = False,
     add_bos: bool = True,
     batch_rows: int = 32,
 ) -> list[list[Completion]]:
     """Continues each prompt with any engine (see `generate` for neural models).
 
     Args:
+      prompts: texts, or token ids as they are.
       max_new_tokens: at most this many tokens per completion; None: as many as fit behind the longest
         prompt, 64 at most.
-      sampling: how tokens are chosen; None is plain sampling.
+      max_length: at most this many tokens of a prompt and its completion together; with `max_new_tokens` both hold.
+      sampling: how tokens are chosen, for all prompts or one each; None is plain sampling.
       num_return_sequences: completions per prompt; the first n do not change when more are asked
         for.
       seed: sample s of prompt p depends on (seed, p, s), its prompt and the sampling, on nothing
         else.
       stop: strings that end a completion; they are not part of its text.
+      stop_tokens: ids that do, like the tokenizer's <eos>.
+      alternatives: the likeliest tokens that are told at each place, 20 at most.
+      echo: tell the log-probabilities of the prompt's own tokens too.
       add_bos: put the tokenizer's <bos>, if any, before the prompt. An empty prompt always gets it.
       batch_rows: rows that are decoded together.
 
@@ -159,21 +175,20 @@ def complete(
       RequestError: for a prompt that does not fit, an empty one without <bos>, or a value out of
         range.
     """
-    sampling = sampling or Sampling()
     if isinstance(prompts, str):
         raise RequestError(f"prompts={prompts[:40]!r} must be a list of texts, even of one")
     if num_return_sequences < 1:
         raise RequestError(f"num_return_sequences={num_return_sequences} must be at least 1")
     if isinstance(stop, str) or not all(stop):
         raise RequestError(f"stop={stop!r} must be a list of strings that are not empty")
-    if sampling.temperature == 0 and num_return_sequences > 1:
-        raise RequestError(
-            f"num_return_sequences={num_return_sequences} with temperature=0 would repeat one "
-            "completion; raise the temperature or ask for one"
-        )
-    encoded = [encode_prompt(tokenizer, text, add_bos) for text in prompts]
-    max_new_tokens = tokens_to_add(encoded, max_new_tokens, engine.max_length)
-    controls, eos = sampling.controls(), tokenizer.specials.eos
+    most = min(ALTERNATIVES[-1], tokenizer.vocab_size)
+    if not 0 <= alternatives <= most:
+        raise RequestError(f"alternatives={alternatives} must be in [0, {most}]")
+    _check_tokens("stop_tokens", stop_tokens, tokenizer.vocab_size)
+    settings = _settings(sampling, len(prompts), num_return_sequences, tokenizer.vocab_size)
+    encoded = [encode_prompt(tokenizer, prompt, add_bos) for prompt in prompts]
+    limits = tokens_to_add(encoded, max_new_tokens, max_length, engine.max_length)
+    ends = Ends(tokenizer.specials.eos, tuple(stop_tokens), tuple(stop))
     # Prompts of like length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda p: len(encoded[p]))
     rows = [(p, s) for p in order for s in range(num_return_sequences)]
@@ -182,21 +197,22 @@ def complete(
         batch = rows[first : first + batch_rows]
         inputs = [encoded[p] for p, _ in batch]
         texts = [Detokenizer(tokenizer, prompt) for prompt in inputs]
-
-        def watch(decoded: Decoded, texts=texts) -> np.ndarray:
-            counts = decoded.counts
-            found = [
-                find_stop(text(decoded.tokens[row, : counts[row]]), stop) is not None
-                for row, text in enumerate(texts)
-            ]
-            return np.array(found, bool)
-
-        keys = row_keys(seed, *np.array(batch).T)
         decoded = engine.decode(
-            inputs, keys, controls, eos, max_new_tokens, watch if stop else None
+            inputs,
+            row_keys(seed, *np.array(batch).T),
+            Controls.stack([settings[p].controls(ends.ids) for p, _ in batch]),
+            [limits[p] for p, _ in batch],
+            watch=(lambda found, texts=texts: stopped(texts, ends, found)) if stop else None,
+            alternatives=alternatives,
         )
         for row, key in enumerate(batch):
-            results[key] = completion(texts[row], decoded, row, stop, eos)
+            results[key] = completion(texts[row], decoded, row, ends, alternatives)
+    if echo:
+        echoes = _echoes(engine, encoded, alternatives, batch_rows)
+        results = {
+            (p, s): dataclasses.replace(found, prompt=echoes[p])
+            for (p, s), found in results.items()
+        }
     return [[results[p, s] for s in range(num_return_sequences)] for p in range(len(prompts))]
 
 
@@ -204,10 +220,9 @@ def generate(
     module: nn.Module,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     hyper: Mapping[str, Any],
-    max_length: int | None = None,
     **options: Any,
 ) -> list[list[Completion]]:
     """Continues prompts with a causal Linen module.
@@ -215,13 +230,10 @@ def generate(
     Args:
       params: the module's parameters.
       hyper: the model's traced knobs.
-      max_length: tokens that prompt and continuation may have together; None: as many as the module
-        has positions for.
       options: see `complete`.
 
     Raises:
       RequestError: see `complete`.
     """
-    limit = position_limit(module) if max_length is None else max_length
-    engine = Compiled(module, params, hyper, tokenizer.vocab_size, limit)
+    engine = Compiled(module, params, hyper, tokenizer.vocab_size, position_limit(module))
     return complete(engine, tokenizer, prompts, **options)

@@ -1,81 +1,73 @@
 """Samplers: pure functions of next-token logits, the same inside and outside a compiled program.
 
-Order and meaning are those of Hugging Face transformers: repetition penalty, temperature, top-k,
-top-p, min-p.
+Order and meaning are those of Hugging Face transformers: logit bias, repetition penalty, tokens that may not end the
+text yet, temperature, top-k, top-p, min-p, typical; OpenAI's penalties follow the repetition penalty.
 """
-
-import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from ablax.config import RequestError, check_seed, knob
+from ablax.config import check_seed
+from ablax.generation.sampling import Controls
 from ablax.shapes import Array, Bool, Float, Int, typed
 
 
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen from the logits."""
+@struct.dataclass
+class History:
+    """What penalties know of a row's tokens.
 
-    temperature: float = knob(1.0, "Divides the logits; 0 always takes the likeliest token.")
-    top_k: int = knob(0, "Keeps the k likeliest tokens; 0 keeps all.")
-    top_p: float = knob(
-        1.0, "Keeps the fewest tokens whose probability reaches p (Holtzman et al. 2020)."
-    )
-    min_p: float = knob(
-        0.0, "Drops tokens below this share of the likeliest token's probability (Nguyen 2024)."
-    )
-    repetition_penalty: float = knob(
-        1.0, "Pushes tokens seen in the prompt or the text down; 1 is off (Keskar et al. 2019)."
-    )
+    Attributes:
+      seen: those of the prompt and those that were generated; None where no step asks.
+      counts: how often each was generated; None where no step asks.
+    """
 
-    def __post_init__(self):
-        def require(name: str, good: bool, expected: str):
-            if not good:
-                raise RequestError(f"{name}={getattr(self, name)} must be {expected}")
+    seen: Bool[Array, "B V"] | None
+    counts: Int[Array, "B V"] | None
 
-        temperature, penalty = self.temperature, self.repetition_penalty
-        require("temperature", 0 <= temperature < math.inf, "a number >= 0 (0 is greedy)")
-        require("top_k", self.top_k >= 0, "a whole number >= 0 (0 keeps all tokens)")
-        require("top_p", 0 < self.top_p <= 1, "in (0, 1] (1 keeps all tokens)")
-        require("min_p", 0 <= self.min_p <= 1, "in [0, 1] (0 keeps all tokens)")
-        require("repetition_penalty", 0 < penalty < math.inf, "a number > 0 (1 is off)")
+    @classmethod
+    def of(
+        cls,
+        context: Int[Array, "B C"],
+        real: Bool[Array, "B C"],
+        vocab_size: int,
+        steps: tuple[str, ...],
+    ) -> "History":
+        """After the prompts, of which `real` says what is no padding."""
+        shape, rows = (len(context), vocab_size), jnp.arange(len(context))[:, None]
+        seen = counts = None
+        if "repetition_penalty" in steps:
+            seen = jnp.zeros(shape, bool).at[rows, context].max(real)
+        if "counts" in steps:
+            counts = jnp.zeros(shape, jnp.int32)
+        return cls(seen, counts)
 
-    def controls(self) -> "Controls":
-        """The numbers as arrays; settings that switch on the same steps share one program."""
-        on = {
-            "repetition_penalty": self.repetition_penalty != 1,
-            "greedy": self.temperature == 0,
-            "temperature": self.temperature not in (0, 1),
-            "top_k": self.top_k != 0,
-            "top_p": self.top_p != 1,
-            "min_p": self.min_p != 0,
-        }
-        return Controls(
-            temperature=np.float32(self.temperature),
-            top_k=np.int32(min(self.top_k, 2**31 - 1)),
-            top_p=np.float32(self.top_p),
-            min_p=np.float32(self.min_p),
-            repetition_penalty=np.float32(self.repetition_penalty),
-            steps=tuple(name for name, active in on.items() if active),
-        )
+    def add(self, tokens: Int[Array, "B"], active: Bool[Array, "B"]) -> "History":
+        """After one more token of each active row."""
+        rows = jnp.arange(len(tokens))
+        seen = None if self.seen is None else self.seen.at[rows, tokens].max(active)
+        counts = self.counts
+        if counts is not None:
+            counts = counts.at[rows, tokens].add(active.astype(counts.dtype))
+        return History(seen, counts)
 
 
 @struct.dataclass
-class Controls:
-    """`Sampling` for compiled code: scalars (or one per row, [B]), and which steps are in the
-    program at all.
+class Chosen:
+    """Tokens that were chosen, and what the model itself gave them, before any step of a sampler.
+
+    Attributes:
+      tokens: int32 [B].
+      log_probs: float32 [B], nats.
+      top_tokens: int32 [B A], the A likeliest tokens, the likeliest first.
+      top_log_probs: float32 [B A].
     """
 
-    temperature: Array | np.float32
-    top_k: Array | np.int32
-    top_p: Array | np.float32
-    min_p: Array | np.float32
-    repetition_penalty: Array | np.float32
-    steps: tuple[str, ...] = struct.field(pytree_node=False)
+    tokens: Array
+    log_probs: Array
+    top_tokens: Array
+    top_log_probs: Array
 
 
 def _column(value: Array | np.ndarray | np.generic | float, like: Array) -> Array:
@@ -83,25 +75,40 @@ def _column(value: Array | np.ndarray | np.generic | float, like: Array) -> Arra
     return jnp.broadcast_to(jnp.asarray(value), like.shape[:1])[:, None]
 
 
-def _keep(logits: Array, weights: Array, need: Array) -> Array:
-    """Keeps the largest logits up to the one with which their weights [B V] reach `need` [B 1],
-    ties included.
+def _lists(value: Array | np.ndarray, like: Array) -> Array:
+    """[J] or [B J] as [B J]."""
+    value = jnp.asarray(value)
+    return jnp.broadcast_to(value, (len(like), value.shape[-1]))
+
+
+def _keep(logits: Array, order: Array, weights: Array, need: Array) -> Array:
+    """Keeps the logits that are first in `order` [B V], the largest first, up to the one with which their weights
+    [B V] reach `need` [B 1], ties included.
 
     The threshold is found by bisection over the floats' bits, in 32 passes over the logits: exact
     like a sort, which on a CPU takes many times longer.
     """
-    bits = jax.lax.bitcast_convert_type(logits + 0.0, jnp.int32)  # + 0.0: no negative zero
-    order = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    bits = jax.lax.bitcast_convert_type(order + 0.0, jnp.int32)  # + 0.0: no negative zero
+    ranks = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
 
     def halve(_, bounds):
         low, high = bounds  # what is at least `low` is enough, what is at least `high` is not
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
-        enough = jnp.where(order >= middle, weights, 0).sum(axis=-1, keepdims=True) >= need
+        enough = jnp.where(ranks >= middle, weights, 0).sum(axis=-1, keepdims=True) >= need
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    bounds = order.min(axis=-1, keepdims=True), order.max(axis=-1, keepdims=True) + 1
+    bounds = ranks.min(axis=-1, keepdims=True), ranks.max(axis=-1, keepdims=True) + 1
     low, _ = jax.lax.fori_loop(0, 32, halve, bounds)
-    return jnp.where(order >= low, logits, -jnp.inf)
+    return jnp.where(ranks >= low, logits, -jnp.inf)
+
+
+@typed
+def logit_bias(
+    logits: Float[Array, "B V"], tokens: Int[Array, "*B J"], biases: Float[Array, "*B J"]
+) -> Float[Array, "B V"]:
+    """Adds biases to the logits of some tokens; those beyond the vocabulary are none."""
+    rows = jnp.arange(len(logits))[:, None]
+    return logits.at[rows, _lists(tokens, logits)].add(_lists(biases, logits), mode="drop")
 
 
 @typed
@@ -120,6 +127,23 @@ def repetition_penalty(
 
 
 @typed
+def count_penalties(
+    logits: Float[Array, "B V"], counts: Int[Array, "B V"], frequency, presence
+) -> Float[Array, "B V"]:
+    """Subtracts `frequency` for each time that a token was generated, and `presence` once if it was; scalars or [B]."""
+    every, once = _column(frequency, logits) * counts, _column(presence, logits) * (counts > 0)
+    return logits - every - once
+
+
+@typed
+def forbid(logits: Float[Array, "B V"], tokens: Int[Array, "*B E"], where) -> Float[Array, "B V"]:
+    """Rules tokens out in the rows where a scalar or [B] says so."""
+    rows = jnp.arange(len(logits))[:, None]
+    without = logits.at[rows, _lists(tokens, logits)].set(-jnp.inf, mode="drop")
+    return jnp.where(_column(where, logits), without, logits)
+
+
+@typed
 def temperature(logits: Float[Array, "B V"], value) -> Float[Array, "B V"]:
     """Divides the logits by the temperature (> 0); scalar or [B]."""
     return logits / _column(value, logits)
@@ -127,8 +151,15 @@ def temperature(logits: Float[Array, "B V"], value) -> Float[Array, "B V"]:
 
 @typed
 def top_k(logits: Float[Array, "B V"], k) -> Float[Array, "B V"]:
-    """Keeps the k largest logits and those equal to the k-th (Fan et al. 2018); scalar or [B]."""
-    return _keep(logits, jnp.ones_like(logits), _column(k, logits))
+    """Keeps the k largest logits and those equal to the k-th (Fan et al. 2018); scalar or [B], 0 keeps all."""
+    k = _column(k, logits)
+    return _keep(logits, logits, jnp.ones_like(logits), jnp.where(k == 0, jnp.inf, k))
+
+
+def _reach(p, logits: Array) -> Array:
+    """The probability [B 1] to be reached: 1 keeps all, which sums that are rounded would not."""
+    p = _column(p, logits)
+    return jnp.where(p == 1, jnp.inf, p)
 
 
 @typed
@@ -139,7 +170,7 @@ def top_p(logits: Float[Array, "B V"], p) -> Float[Array, "B V"]:
     Nucleus sampling (Holtzman et al. 2020, section 3.1); scalar or [B]. Tokens equal to the last
     kept one stay.
     """
-    return _keep(logits, jax.nn.softmax(logits, axis=-1), _column(p, logits))
+    return _keep(logits, logits, jax.nn.softmax(logits, axis=-1), _reach(p, logits))
 
 
 @typed
@@ -152,49 +183,92 @@ def min_p(logits: Float[Array, "B V"], share) -> Float[Array, "B V"]:
 
 
 @typed
-def shape_logits(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"] | None, controls: Controls
+def typical_p(logits: Float[Array, "B V"], p) -> Float[Array, "B V"]:
+    """Keeps the tokens whose surprise -log p is nearest the entropy, up to the one with which their probability
+    reaches p (Meister et al. 2022, arXiv:2202.00666, section 4); scalar or [B]. Tokens as near as the last one stay.
+    """
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    probabilities = jnp.exp(log_probs)
+    surprise = jnp.where(probabilities > 0, -log_probs, 0)
+    entropy = (probabilities * surprise).sum(axis=-1, keepdims=True)
+    return _keep(logits, -jnp.abs(-log_probs - entropy), probabilities, _reach(p, logits))
+
+
+@typed
+def penalise(
+    logits: Float[Array, "B V"], history: History, index, controls: Controls
 ) -> Float[Array, "B V"]:
-    """Applies the steps that are switched on, in transformers' order."""
+    """Applies the steps that are switched on and act on sampling and searching alike.
+
+    Args:
+      index: how many tokens have been generated.
+    """
     steps = controls.steps
+    if "logit_bias" in steps:
+        logits = logit_bias(logits, jnp.asarray(controls.bias_tokens), jnp.asarray(controls.biases))
     if "repetition_penalty" in steps:
-        assert seen is not None
-        logits = repetition_penalty(logits, seen, controls.repetition_penalty)
-    if "greedy" in steps:  # none of the filters ever drops the likeliest token
-        return logits
+        assert history.seen is not None
+        logits = repetition_penalty(logits, history.seen, controls.repetition_penalty)
+    if "counts" in steps:
+        assert history.counts is not None
+        penalties = controls.frequency_penalty, controls.presence_penalty
+        logits = count_penalties(logits, history.counts, *penalties)
+    if "min_new_tokens" in steps:
+        logits = forbid(logits, jnp.asarray(controls.ends), index < controls.min_new_tokens)
+    return logits
+
+
+@typed
+def narrow(logits: Float[Array, "B V"], controls: Controls) -> Float[Array, "B V"]:
+    """Applies temperature and filters, those that are switched on, in transformers' order."""
+    steps = controls.steps
     if "temperature" in steps:
-        logits = temperature(logits, controls.temperature)
+        value = jnp.asarray(controls.temperature)
+        logits = temperature(logits, jnp.where(value == 0, 1, value))
     if "top_k" in steps:
         logits = top_k(logits, controls.top_k)
     if "top_p" in steps:
         logits = top_p(logits, controls.top_p)
     if "min_p" in steps:
         logits = min_p(logits, controls.min_p)
+    if "typical_p" in steps:
+        logits = typical_p(logits, controls.typical_p)
     return logits
 
 
 @typed
 def choose(
-    logits: Float[Array, "B V"], seen: Bool[Array, "B V"] | None, keys: Array, controls: Controls
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+    logits: Float[Array, "B V"],
+    history: History,
+    keys: Array,
+    index,
+    controls: Controls,
+    alternatives: int = 0,
+) -> Chosen:
     """Chooses one token per row.
 
     Args:
       logits: float32, straight from the model.
-      seen: tokens that the repetition penalty applies to; None where it is off.
       keys: one random key per row [B], so that a row's draw does not depend on its neighbours.
-
-    Returns:
-      The tokens, and their log-probabilities in nats under the model itself (before any step
-      above).
+      index: how many tokens have been generated.
+      alternatives: how many of the likeliest tokens are told as well.
     """
-    shaped = shape_logits(logits, seen, controls)
+    shaped = penalise(logits, history, index, controls)
+    greedy = sampled = jnp.argmax(shaped, axis=-1)
+    if "sample" in controls.steps:
+        sampled = jax.vmap(jax.random.categorical)(keys, narrow(shaped, controls))
     if "greedy" in controls.steps:
-        tokens = shaped.argmax(axis=-1)
-    else:
-        tokens = jax.vmap(jax.random.categorical)(keys, shaped)
+        sampled = jnp.where(jnp.asarray(controls.temperature) == 0, greedy, sampled)
+    return measured(logits, sampled.astype(jnp.int32), alternatives)
+
+
+@typed
+def measured(logits: Float[Array, "B V"], tokens: Int[Array, "B"], alternatives: int) -> Chosen:
+    """Tokens with their log-probabilities under the model, and those of the likeliest tokens."""
+    total = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+    likeliest, top_tokens = jax.lax.top_k(logits, alternatives)
+    return Chosen(tokens, chosen - total, top_tokens, likeliest - total[:, None])
 
 
 def row_keys(seed: int, prompts: np.ndarray, samples: np.ndarray) -> Array:
