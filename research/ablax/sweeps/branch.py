@@ -139,7 +139,7 @@ def lines_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
         flops = "" if one["flops"] is None else f", {one['flops']:.2e} FLOPs"
         lines.append(
             f"{one['trunk']}: {one['steps']:,} steps{flops}, {one['seconds']:,.1f} s in all, counted once; an arm's "
-            f"FLOPs, seconds and tokens/s are those behind step {one['at_step']:,}"
+            f"FLOPs, seconds and tokens/s are those after step {one['at_step']:,}"
         )
         lines += [
             f"{arm}: mean {spread['mean']:.4f}, {spread['low']:.4f} to {spread['high']:.4f}, over these {spread['n']} "
