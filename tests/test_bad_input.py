@@ -127,6 +127,18 @@ CONFIGURATIONS = {
     ),
     "masked objective, decoder": (["objective=masked"], "set objective.kind=causal"),
     "streams, decoder": (["data.layout=streams"], "data.layout=streams needs a recurrent model"),
+    "probes of counts": (
+        ["model=ngram", "evaluation.probe_documents=4"],
+        "evaluation.probe_documents=4: a NgramConfig has no states",
+    ),
+    "probes of words": (
+        ["evaluation.probe_documents=4", "data.tokenizer=word"],
+        "only a lossless tokenizer tells",
+    ),
+    "no brackets to choose": (
+        ["evaluation.choices=6", "data.tokenizer=word"],
+        "evaluation.choices asks for closing brackets",
+    ),
     "context beyond positions": (["evaluation.context=64"], "evaluation.context to at most 16"),
     "missing corpus": (["data.source=text:{folder}/none*.txt"], "no file matches"),
     "empty corpus": (["data.source=text:{folder}/empty.txt"], "no documents in 1 files"),
@@ -227,6 +239,8 @@ def test_invalid_text_is_skipped_and_counted_on_request(folder, capsys):
         (["generate", "decoder", "--prompt=the", "--max_new_tokens=14"], "lower max_new_tokens"),
         (["generate", "encoder", "--prompt=the"], "a EncoderConfig cannot generate; it can fill"),
         (["generate", "decoder", "--prompt=the", "--temperature=-1"], "temperature"),
+        (["generate", "decoder", "--prompt=the", "--num_beams=2", "--top_p=0.5"], "leave it out"),
+        (["fill", "encoder", "--text=the [MASK]", "--top_k=0"], "top_k=0 must be in"),
         (["fill", "decoder", "--text=the [MASK]"], "a DecoderConfig cannot fill masks"),
         (["fill", "encoder", "--text=nothing hidden"], "[MASK]"),
         (

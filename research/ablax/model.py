@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,13 @@ from ablax.evaluation.pieces import tokenize
 from ablax.evaluation.scores import Scores
 from ablax.evaluation.scoring import score_documents
 from ablax.experiment import Experiment, resolve
+from ablax.generation.beams import Beams
 from ablax.generation.completion import Completion
 from ablax.generation.decoders import NgramDecoder
 from ablax.generation.filling import Filling, fill
 from ablax.generation.generate import complete, generate
-from ablax.generation.loop import Stepwise
 from ablax.generation.sampling import Sampling
+from ablax.generation.stepwise import Stepwise
 from ablax.models.ngram import Ngram
 from ablax.run import RunFolder
 from ablax.training.canary import without_kernel
@@ -116,6 +117,9 @@ class Model:
         max_new_tokens: int | None = None,
         max_length: int | None = None,
         num_return_sequences: int = 1,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
         seed: int = 0,
         stop: Sequence[str] = (),
         stop_tokens: Sequence[int] = (),
@@ -127,6 +131,7 @@ class Model:
 
         Args:
           max_new_tokens: tokens per continuation at most; as many as fit, 64 at most, when None.
+          num_beams, length_penalty, early_stopping: a search in place of sampling (see `Beams`).
           max_length, stop, stop_tokens, alternatives, echo: see `complete`.
           **sampling: temperature, top_k, top_p, typical_p, frequency_penalty and others (see `Sampling`).
 
@@ -139,6 +144,7 @@ class Model:
             "max_new_tokens": max_new_tokens,
             "max_length": max_length,
             "num_return_sequences": num_return_sequences,
+            "beams": Beams(num_beams, length_penalty, early_stopping),
             "seed": seed,
             "stop": stop,
             "stop_tokens": list(stop_tokens),

@@ -101,6 +101,14 @@ def test_generate_and_fill(trained, ablax):
     assert code == 0
     assert [len(row) for row in found["completions"]] == [2]
     assert ablax("generate", *run, *arguments)[1] == found
+    told = ["--alternatives=2", "--echo", "--logit_bias=5=9.5", "--frequency_penalty=1"]
+    code, found, _ = ablax("generate", *run, *arguments, *told)
+    one = found["completions"][0][0]
+    assert (code, len(one["alternatives"][0]), one["prompt"]["log_probs"][0]) == (0, 2, None)
+    search = ["--num_beams=2", "--early_stopping=never", "--length_penalty=0"]
+    code, found, _ = ablax("generate", *run, *arguments[:3], *search)
+    first, second = found["completions"][0]
+    assert (code, first["score"] >= second["score"]) == (0, True)
     code, found, _ = ablax("generate", *run, "--prompt=the ")  # as it stands in the help
     assert (code, len(found["completions"][0][0]["tokens"]) <= 64) == (0, True)
     code, found, said = ablax("fill", *run, "--text=the [MASK]")

@@ -7,9 +7,10 @@ from ablax.config import RequestError
 from ablax.data.exact_tokenizers import ByteConfig
 from ablax.data.tokenizers import build_tokenizer
 from ablax.generation.decoders import NgramDecoder
-from ablax.generation.generate import complete, generate, tokens_to_add
-from ablax.generation.loop import Stepwise
+from ablax.generation.generate import complete, generate
+from ablax.generation.prompts import tokens_to_add
 from ablax.generation.sampling import Sampling
+from ablax.generation.stepwise import Stepwise
 from ablax.models.ngram import NgramConfig
 
 TEXT = "abcdefghijklabcdefghijklabcdefghijklabcdefghijkl"

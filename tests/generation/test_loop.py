@@ -11,10 +11,11 @@ from ablax.generation.decoders import (
     RecomputingStepper,
     stepper,
 )
-from ablax.generation.loop import CHUNK, Compiled, Stepwise
+from ablax.generation.loop import CHUNK, Compiled
 from ablax.generation.samplers import row_keys
 from ablax.generation.sampling import Controls, Sampling
 from ablax.generation.steps import bucket, history_of
+from ablax.generation.stepwise import Stepwise
 from ablax.models.ngram import NgramConfig
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [4], [11, 12, 4]]

@@ -11,6 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", action="append", required=True, help="text with [MASK]s; may be repeated"
     )
+    parser.add_argument("--top_k", type=int, default=5, help="candidates per mask (default 5)")
     flags.add_step(parser)
     flags.add_platform(parser)
     flags.add_extend(parser)
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     step, extend = flags.checkpoint_step(args.step), flags.extensions(args.extend)
     ensure_accelerator(args.platform)
     model = load(args.workdir, step=step, extend=extend, trust_unverified=args.trust_unverified)
-    found = model.fill(args.text)
+    found = model.fill(args.text, top_k=args.top_k)
     for filling in found:
         output.passage("", filling.text)
         for candidates in filling.candidates:

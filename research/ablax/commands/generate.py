@@ -4,6 +4,21 @@ import argparse
 
 from ablax.commands import flags, output
 
+SAMPLING = (
+    ("top_k", int, "keep the k likeliest tokens"),
+    ("top_p", float, "keep the likeliest tokens that have this probability together"),
+    ("min_p", float, "drop tokens below this share of the likeliest one's probability"),
+    ("typical_p", float, "keep the tokens of typical surprise that have this probability together"),
+    ("repetition_penalty", float, "above 1 makes tokens that occurred less likely"),
+    ("frequency_penalty", float, "subtracted from a token's logit each time it is generated"),
+    ("presence_penalty", float, "subtracted from the logit of each token that was generated"),
+    ("min_new_tokens", int, "tokens before which the text does not end"),
+)
+BEAMS = (
+    ("num_beams", int, "search with so many continuations at once, in place of sampling"),
+    ("length_penalty", float, "a search divides log-probabilities by length ** this (default 1)"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `ablax generate`."""
@@ -17,19 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens per continuation at most (default: as many as fit behind the longest prompt, 64 at most)",
     )
     parser.add_argument(
-        "--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)"
+        "--max_length", type=int, help="tokens of a prompt and its continuation at most"
     )
-    parser.add_argument("--top_k", type=int, help="keep the k likeliest tokens")
+    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token (default 1)")
+    for name, kind, what in (*SAMPLING, *BEAMS):
+        parser.add_argument(f"--{name}", type=kind, help=what)
     parser.add_argument(
-        "--top_p", type=float, help="keep the likeliest tokens that have this probability together"
+        "--early_stopping",
+        choices=("true", "false", "never"),
+        help="a search ends with num_beams texts (true), once no better one is likely (false, the default) or possible",
     )
     parser.add_argument(
-        "--min_p",
-        type=float,
-        help="drop tokens below this share of the likeliest one's probability",
-    )
-    parser.add_argument(
-        "--repetition_penalty", type=float, help="above 1 makes tokens that occurred less likely"
+        "--logit_bias",
+        action="append",
+        type=token_bias,
+        default=[],
+        metavar="ID=NUMBER",
+        help="added to the logit of a token id; may be repeated",
     )
     parser.add_argument(
         "--stop",
@@ -38,12 +57,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a text that ends a continuation; may be repeated",
     )
     parser.add_argument(
+        "--stop_token",
+        action="append",
+        type=int,
+        default=[],
+        metavar="ID",
+        help="a token id that ends a continuation; may be repeated",
+    )
+    parser.add_argument(
         "--num_return_sequences", type=int, default=1, help="continuations per prompt (default 1)"
+    )
+    parser.add_argument(
+        "--alternatives",
+        type=int,
+        default=0,
+        help="tell as many likeliest tokens at each place, with their log-probabilities",
+    )
+    parser.add_argument(
+        "--echo", action="store_true", help="tell the log-probabilities of the prompt's tokens too"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     flags.add_step(parser)
     flags.add_platform(parser)
     flags.add_extend(parser)
+
+
+def token_bias(text: str) -> tuple[int, float]:
+    """`ID=NUMBER`."""
+    token, _, bias = text.partition("=")
+    return int(token), float(bias)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -53,16 +95,23 @@ def run(args: argparse.Namespace) -> None:
 
     step, extend = flags.checkpoint_step(args.step), flags.extensions(args.extend)
     ensure_accelerator(args.platform)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    sampling = {name: value for name in names if (value := getattr(args, name)) is not None}
+    names = ("temperature", *(name for name, _, _ in (*SAMPLING, *BEAMS)))
+    options = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.early_stopping is not None:
+        options["early_stopping"] = {"true": True, "false": False}.get(args.early_stopping, "never")
     model = load(args.workdir, step=step, extend=extend, trust_unverified=args.trust_unverified)
     found = model.generate(
         args.prompt,
         max_new_tokens=args.max_new_tokens,
+        max_length=args.max_length,
         num_return_sequences=args.num_return_sequences,
         seed=args.seed,
         stop=args.stop,
-        **sampling,
+        stop_tokens=args.stop_token,
+        logit_bias=dict(args.logit_bias),
+        alternatives=args.alternatives,
+        echo=args.echo,
+        **options,
     )
     for prompt, completions in zip(args.prompt, found, strict=True):
         for completion in completions:

@@ -39,6 +39,7 @@ class Completion:
       finish_reason: `eos`, `stop` (a stop string or token) or `length`.
       alternatives: at each place, if they were asked for.
       prompt: what the model gave the prompt's own tokens, if that was asked for.
+      score: of a search, the log-probability / length ** length_penalty; else None.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Completion:
     finish_reason: str
     alternatives: Alternatives = ()
     prompt: Measured | None = None
+    score: float | None = None
 
 
 class Detokenizer:
@@ -131,6 +133,7 @@ def completion(
         tuple(decoded.log_probs[row, :count].tolist()),
         reason,
         alternatives_of(decoded, row, count, alternatives),
+        score=None if decoded.scores is None else float(decoded.scores[row]),
     )
 
 

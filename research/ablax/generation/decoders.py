@@ -38,6 +38,10 @@ class Decoder(Protocol):
         """Appends one token to each row (int32 [B]); gives the logits float32 [B V] after it."""
         ...
 
+    def rows(self, cache: Cache, rows: np.ndarray) -> Cache:
+        """The cache of these rows, in this order; a row may come several times."""
+        ...
+
 
 @struct.dataclass
 class Prompts:
@@ -103,6 +107,12 @@ class CachedStepper:
         )  # type: ignore[misc]
         return logits[:, -1], cache
 
+    def rows(self, cache: Cache, rows: Array) -> Cache:
+        """The cache of these rows, in this order; a row may come several times."""
+        if hasattr(cache, "rows"):
+            return cache.rows(rows)
+        return jax.tree.map(lambda x: jnp.take(x, rows, axis=0), cache)
+
 
 @struct.dataclass
 class RecomputingStepper:
@@ -126,6 +136,11 @@ class RecomputingStepper:
             columns,
             slot,
         )
+
+    def rows(self, cache: Cache, rows: Array) -> Cache:
+        """See `CachedStepper`."""
+        columns, slot = cache
+        return jnp.take(columns, rows, axis=1), slot
 
 
 Stepper = CachedStepper | RecomputingStepper
@@ -172,6 +187,7 @@ def read_token(
 
 _read_context = jax.jit(read_context, static_argnames=("model", "length"))
 _read_token = jax.jit(read_token, static_argnames=("model",))
+_rows = jax.jit(lambda model, cache, rows: model.rows(cache, rows), static_argnames=("model",))
 
 
 class NeuralDecoder:
@@ -197,6 +213,10 @@ class NeuralDecoder:
         )
         return logits, (inner, position + 1)
 
+    def rows(self, cache: Cache, rows: np.ndarray) -> Cache:
+        inner, position = cache
+        return _rows(self.model, inner, rows), position[rows]
+
 
 class NgramDecoder:
     """`Decoder` of a fitted n-gram model; its cache is the last order - 1 tokens of each row, -1
@@ -221,3 +241,6 @@ class NgramDecoder:
     def step(self, cache: Cache, tokens: Array | np.ndarray) -> tuple[Array, Cache]:
         contexts = np.concatenate([cache, np.asarray(tokens, np.int64)[:, None]], axis=1)
         return self._logits(contexts[:, 1:])
+
+    def rows(self, cache: Cache, rows: np.ndarray) -> Cache:
+        return cache[rows]

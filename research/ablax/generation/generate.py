@@ -1,7 +1,8 @@
 """Text in, text out: prompts are encoded, continued by an engine, decoded, cut at stop strings."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 
 from ablax.config import RequestError
 from ablax.data.tokenizer import Tokenizer
+from ablax.generation.beams import Beams
 from ablax.generation.completion import (
     Completion,
     Detokenizer,
@@ -20,82 +22,56 @@ from ablax.generation.completion import (
 )
 from ablax.generation.decoders import position_limit
 from ablax.generation.loop import ALTERNATIVES, Compiled, Engine
+from ablax.generation.prompts import Prompt, check_tokens, encode_prompt, tokens_to_add
 from ablax.generation.samplers import row_keys
 from ablax.generation.sampling import Controls, Sampling
 
-DEFAULT_NEW_TOKENS = 64
 
-Prompt = str | Sequence[int]
-"""A text, or its token ids as they are."""
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is asked of an engine, after all was checked; lists have one entry per prompt."""
 
-
-def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, add_bos: bool) -> list[int]:
-    """The ids of a prompt; those of a text behind <bos> if the tokenizer has one and `add_bos` is set.
-
-    Raises:
-      RequestError: if nothing is left to condition on, or an id is not in the vocabulary.
-    """
-    bos = tokenizer.specials.bos
-    ids = tokenizer.encode(prompt).tolist() if isinstance(prompt, str) else list(map(int, prompt))
-    if bos is not None and (not ids or (add_bos and isinstance(prompt, str))):
-        ids.insert(0, bos)
-    if not ids:
-        raise RequestError("the prompt is empty and the tokenizer has no <bos>; give some text")
-    _check_tokens("prompts", ids, tokenizer.vocab_size)
-    return ids
+    prompts: list[list[int]]
+    settings: list[Sampling]
+    limits: list[int]
+    ends: Ends
+    alternatives: int
 
 
-def _check_tokens(name: str, tokens: Sequence[int], vocab_size: int) -> None:
-    for token in tokens:
-        if not 0 <= token < vocab_size:
-            raise RequestError(
-                f"{name} has token {token}; the vocabulary has ids from 0 to {vocab_size - 1}"
-            )
-
-
-def tokens_to_add(
-    prompts: Sequence[Sequence[int]],
-    wanted: int | None,
-    max_length: int | None,
-    limit: int | None,
-) -> list[int]:
-    """How many tokens each prompt gets at most.
-
-    Without a wish as many as fit behind the longest prompt, `DEFAULT_NEW_TOKENS` at most; of two wishes both hold.
-
-    Args:
-      wanted: tokens to add.
-      max_length: tokens of prompt and continuation together.
-      limit: how many tokens the model can read.
-
-    Raises:
-      RequestError: if a prompt leaves no room for them.
-    """
-    for name, value in (("max_new_tokens", wanted), ("max_length", max_length)):
-        if value is not None and value < 1:
-            raise RequestError(f"{name}={value} must be at least 1")
-    if max_length is not None and limit is not None and max_length > limit:
-        raise RequestError(f"max_length={max_length} exceeds the model's {limit}; lower it")
-    if not prompts:
-        return []
-    lengths = [len(prompt) for prompt in prompts]
-    longest = int(np.argmax(lengths))
-    head = f"prompt {longest} has {lengths[longest]} tokens"
-    if max_length is not None:
-        if lengths[longest] >= max_length:
-            raise RequestError(f"{head}; that leaves no room in max_length={max_length}: raise it")
-        return [min(max_length - length, wanted or max_length) for length in lengths]
-    if limit is None:
-        return [wanted or DEFAULT_NEW_TOKENS] * len(prompts)
-    room = limit - lengths[longest]
-    if room < (wanted or 1):
-        asked = f"with max_new_tokens={wanted} that exceeds" if wanted else "that leaves no room in"
-        remedy = "lower max_new_tokens, " if wanted else ""
+def _check(
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    stop: Sequence[str],
+    stop_tokens: Sequence[int],
+    alternatives: int,
+    samples: int,
+    beams: Beams,
+) -> None:
+    if isinstance(prompts, str):
+        raise RequestError(f"prompts={prompts[:40]!r} must be a list of texts, even of one")
+    if samples < 1:
+        raise RequestError(f"num_return_sequences={samples} must be at least 1")
+    if isinstance(stop, str) or not all(stop):
+        raise RequestError(f"stop={stop!r} must be a list of strings that are not empty")
+    most = min(ALTERNATIVES[-1], tokenizer.vocab_size)
+    if not 0 <= alternatives <= most:
+        raise RequestError(f"alternatives={alternatives} must be in [0, {most}]")
+    check_tokens("stop_tokens", stop_tokens, tokenizer.vocab_size)
+    if beams.num_beams == 1:
+        return
+    if samples > beams.num_beams:
         raise RequestError(
-            f"{head}; {asked} the model's {limit}: "
-            f"shorten the prompt, {remedy}or train with a larger data.sequence_length"
+            f"num_return_sequences={samples} exceeds num_beams={beams.num_beams}; follow as many beams"
         )
-    return [wanted or min(DEFAULT_NEW_TOKENS, room)] * len(prompts)
+    if stop:
+        raise RequestError(
+            f"stop={list(stop)!r} is not looked for by a search: use stop_tokens, or num_beams=1"
+        )
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 def _settings(
@@ -125,10 +101,60 @@ def _echoes(
 ) -> list[Measured]:
     """What the model gives each prompt's own tokens."""
     found = []
-    for first in range(0, len(prompts), batch_rows):
-        batch = prompts[first : first + batch_rows]
+    for batch in _batches(prompts, batch_rows):
         read = engine.read(batch, alternatives)
         found += [measured_prompt(ids, read, row, alternatives) for row, ids in enumerate(batch)]
+    return found
+
+
+def _sampled(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    asked: Asked,
+    batch: Sequence[tuple[int, int]],
+    seed: int,
+) -> list[Completion]:
+    """The completions number s of prompts p, for pairs (p, s)."""
+    inputs = [asked.prompts[p] for p, _ in batch]
+    texts = [Detokenizer(tokenizer, prompt) for prompt in inputs]
+    watch = functools.partial(stopped, texts, asked.ends) if asked.ends.texts else None
+    decoded = engine.decode(
+        inputs,
+        row_keys(seed, *np.array(batch).T),
+        Controls.stack([asked.settings[p].controls(asked.ends.ids) for p, _ in batch]),
+        [asked.limits[p] for p, _ in batch],
+        watch,
+        asked.alternatives,
+    )
+    rows = enumerate(texts)
+    return [completion(text, decoded, row, asked.ends, asked.alternatives) for row, text in rows]
+
+
+def _searched(
+    engine: Engine, tokenizer: Tokenizer, asked: Asked, batch: Sequence[int], beams: Beams
+) -> list[list[Completion]]:
+    """The best completions of each prompt, the best first."""
+    inputs = [asked.prompts[p] for p in batch]
+    settings = [dataclasses.replace(asked.settings[p], temperature=0.0) for p in batch]
+    decoded = engine.search(
+        inputs,
+        Controls.stack([one.controls(asked.ends.ids) for one in settings]),
+        [asked.limits[p] for p in batch],
+        beams,
+        asked.alternatives,
+    )
+    assert decoded.scores is not None
+    found = []
+    for place, prompt in enumerate(inputs):
+        text, first = Detokenizer(tokenizer, prompt), place * beams.num_beams
+        rows = range(first, first + beams.num_beams)
+        found.append(
+            [
+                completion(text, decoded, row, asked.ends, asked.alternatives)
+                for row in rows
+                if np.isfinite(decoded.scores[row])
+            ]
+        )
     return found
 
 
@@ -140,6 +166,7 @@ def complete(
     max_new_tokens: int | None = None,
     max_length: int | None = None,
     sampling: Sampling | Sequence[Sampling] | None = None,
+    beams: Beams | None = None,
     num_return_sequences: int = 1,
     seed: int = 0,
     stop: Sequence[str] = (),
@@ -157,8 +184,9 @@ def complete(
         prompt, 64 at most.
       max_length: at most this many tokens of a prompt and its completion together; with `max_new_tokens` both hold.
       sampling: how tokens are chosen, for all prompts or one each; None is plain sampling.
+      beams: search in place of sampling, if there are several; of `sampling` only penalties and biases act then.
       num_return_sequences: completions per prompt; the first n do not change when more are asked
-        for.
+        for. A search gives its best ones, fewer if there are no more.
       seed: sample s of prompt p depends on (seed, p, s), its prompt and the sampling, on nothing
         else.
       stop: strings that end a completion; they are not part of its text.
@@ -175,45 +203,37 @@ def complete(
       RequestError: for a prompt that does not fit, an empty one without <bos>, or a value out of
         range.
     """
-    if isinstance(prompts, str):
-        raise RequestError(f"prompts={prompts[:40]!r} must be a list of texts, even of one")
-    if num_return_sequences < 1:
-        raise RequestError(f"num_return_sequences={num_return_sequences} must be at least 1")
-    if isinstance(stop, str) or not all(stop):
-        raise RequestError(f"stop={stop!r} must be a list of strings that are not empty")
-    most = min(ALTERNATIVES[-1], tokenizer.vocab_size)
-    if not 0 <= alternatives <= most:
-        raise RequestError(f"alternatives={alternatives} must be in [0, {most}]")
-    _check_tokens("stop_tokens", stop_tokens, tokenizer.vocab_size)
-    settings = _settings(sampling, len(prompts), num_return_sequences, tokenizer.vocab_size)
+    beams = beams or Beams()
+    _check(tokenizer, prompts, stop, stop_tokens, alternatives, num_return_sequences, beams)
+    samples = 1 if beams.num_beams > 1 else num_return_sequences
+    settings = _settings(sampling, len(prompts), samples, tokenizer.vocab_size)
     encoded = [encode_prompt(tokenizer, prompt, add_bos) for prompt in prompts]
     limits = tokens_to_add(encoded, max_new_tokens, max_length, engine.max_length)
     ends = Ends(tokenizer.specials.eos, tuple(stop_tokens), tuple(stop))
+    asked = Asked(encoded, settings, limits, ends, alternatives)
     # Prompts of like length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda p: len(encoded[p]))
-    rows = [(p, s) for p in order for s in range(num_return_sequences)]
-    results: dict[tuple[int, int], Completion] = {}
-    for first in range(0, len(rows), batch_rows):
-        batch = rows[first : first + batch_rows]
-        inputs = [encoded[p] for p, _ in batch]
-        texts = [Detokenizer(tokenizer, prompt) for prompt in inputs]
-        decoded = engine.decode(
-            inputs,
-            row_keys(seed, *np.array(batch).T),
-            Controls.stack([settings[p].controls(ends.ids) for p, _ in batch]),
-            [limits[p] for p, _ in batch],
-            watch=(lambda found, texts=texts: stopped(texts, ends, found)) if stop else None,
-            alternatives=alternatives,
-        )
-        for row, key in enumerate(batch):
-            results[key] = completion(texts[row], decoded, row, ends, alternatives)
-    if echo:
-        echoes = _echoes(engine, encoded, alternatives, batch_rows)
-        results = {
-            (p, s): dataclasses.replace(found, prompt=echoes[p])
-            for (p, s), found in results.items()
-        }
-    return [[results[p, s] for s in range(num_return_sequences)] for p in range(len(prompts))]
+    results: list[list[Completion]] = [[] for _ in prompts]
+    if beams.num_beams > 1:
+        for one in settings:
+            one.check_no_filter()
+        for batch in _batches(order, max(1, batch_rows // beams.num_beams)):
+            found = _searched(engine, tokenizer, asked, batch, beams)
+            for p, completions in zip(batch, found, strict=True):
+                results[p] = completions[:num_return_sequences]
+    else:
+        pairs = [(p, s) for p in order for s in range(num_return_sequences)]
+        for batch in _batches(pairs, batch_rows):
+            found = _sampled(engine, tokenizer, asked, batch, seed)
+            for (p, _), one in zip(batch, found, strict=True):
+                results[p].append(one)
+    if not echo:
+        return results
+    echoes = _echoes(engine, encoded, alternatives, batch_rows)
+    return [
+        [dataclasses.replace(one, prompt=own) for one in completions]
+        for own, completions in zip(echoes, results, strict=True)
+    ]
 
 
 def generate(

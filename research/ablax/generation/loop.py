@@ -1,6 +1,4 @@
-"""The decode loop: prompts to tokens. One compiled program for neural models, the same steps in
-Python for others.
-"""
+"""The decode loop: prompts to tokens, as one compiled program for neural models."""
 
 import dataclasses
 import functools
@@ -11,21 +9,12 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ablax.generation.decoders import Decoder, Prompts, stepper
-from ablax.generation.reading import read_prompts, read_stepwise
+from ablax.generation.beams import Beams, Hypotheses, search_all
+from ablax.generation.decoders import Prompts, stepper
+from ablax.generation.reading import read_prompts
 from ablax.generation.samplers import Chosen
 from ablax.generation.sampling import Controls
-from ablax.generation.steps import (
-    Rules,
-    State,
-    begin,
-    bucket,
-    draw,
-    ended,
-    history_of,
-    row_bucket,
-    run_until,
-)
+from ablax.generation.steps import Rules, State, begin, bucket, row_bucket, run_until
 from ablax.shapes import Array
 
 CHUNK = 16  # tokens between two looks at the text for stop strings
@@ -34,7 +23,7 @@ CHUNK = 16  # tokens between two looks at the text for stop strings
 @dataclasses.dataclass(frozen=True)
 class Decoded:
     """What was chosen: tokens [B N], log-probabilities in nats and likeliest tokens as in `Chosen`, and how many
-    tokens count [B] (those that end a text included).
+    tokens count [B] (those that end a text included); after a search the scores [B] too.
     """
 
     tokens: np.ndarray
@@ -42,6 +31,7 @@ class Decoded:
     top_tokens: np.ndarray
     top_log_probs: np.ndarray
     counts: np.ndarray
+    scores: np.ndarray | None = None
 
 
 # Looks at what there is so far; True [B] for rows that need no more tokens.
@@ -80,6 +70,17 @@ class Engine(Protocol):
         """What the model gives each prompt's own tokens, from the second on."""
         ...
 
+    def search(
+        self,
+        prompts: Sequence[Sequence[int]],
+        controls: Controls,
+        max_new_tokens: int | Sequence[int],
+        beams: Beams,
+        alternatives: int = 0,
+    ) -> Decoded:
+        """The `num_beams` best continuations of each prompt, the best first; a row with a score of -inf is none."""
+        ...
+
 
 @functools.partial(jax.jit, static_argnames=("model", "new_tokens", "vocab_size", "alternatives"))
 def _start(
@@ -95,9 +96,25 @@ def _continue(model, params, hyper, state, rules, until) -> State:
     return run_until(model, params, hyper, state, rules, until)
 
 
+@functools.partial(
+    jax.jit, static_argnames=("model", "beams", "new_tokens", "vocab_size", "alternatives")
+)
+def _search(
+    model, params, hyper, prompts, rules, length_penalty, until, *, beams, **sizes
+) -> Hypotheses:
+    return search_all(model, params, hyper, prompts, rules, length_penalty, until, beams, sizes)
+
+
 def _decoded(chosen: Chosen, counts: Any, rows: int) -> Decoded:
     arrays = chosen.tokens, chosen.log_probs, chosen.top_tokens, chosen.top_log_probs, counts
     return Decoded(*(np.asarray(array)[:rows] for array in arrays))
+
+
+def searched(found: Hypotheses, rows: int) -> Decoded:
+    """What was found for each of the first `rows` prompts, one after the other."""
+    flat = jax.tree.map(lambda x: np.concatenate(np.asarray(x)[:rows]), found)
+    scores = np.where(flat.there, flat.scores, -np.inf)
+    return dataclasses.replace(_decoded(flat.chosen, flat.counts, len(scores)), scores=scores)
 
 
 def limits_of(max_new_tokens: int | Sequence[int], rows: int) -> np.ndarray:
@@ -109,14 +126,17 @@ ALTERNATIVES = (0, 1, 5, 20)
 """How many likeliest tokens a program may tell: few numbers, so that there are few programs."""
 
 
-def _told(alternatives: int, vocab_size: int) -> int:
+def told(alternatives: int, vocab_size: int) -> int:
+    """The smallest of `ALTERNATIVES` that suffices."""
     return min(vocab_size, *(size for size in ALTERNATIVES if size >= alternatives))
 
 
 FIELDS = ("tokens", "log_probs", "top_tokens", "top_log_probs")
+"""Of `Chosen` and `Decoded`."""
 
 
-def _empty(rows: int, columns: int, alternatives: int) -> Decoded:
+def empty(rows: int, columns: int, alternatives: int) -> Decoded:
+    """Room for what is decoded."""
     shapes = (rows, columns), (rows, columns, alternatives)
     arrays = [np.zeros(shape, dtype) for shape in shapes for dtype in (np.int32, np.float32)]
     return Decoded(*arrays, counts=np.zeros(rows, np.int32))
@@ -162,7 +182,7 @@ class Compiled:
             np.int32(until),
             new_tokens=bucket(last),
             vocab_size=self.vocab_size,
-            alternatives=_told(alternatives, self.vocab_size),
+            alternatives=told(alternatives, self.vocab_size),
         )
         while watch and until < last:
             stopped = watch(_decoded(state.chosen, state.counts, rows))
@@ -177,9 +197,9 @@ class Compiled:
         """See `Engine`."""
         columns = bucket(max(1, *(len(prompt) - 1 for prompt in prompts)))
         padded = Prompts.pad(prompts, row_bucket(len(prompts)), columns)
-        told = _told(alternatives, self.vocab_size)
-        chosen = read_prompts(self.module, self.params, self.hyper, padded, alternatives=told)
-        found = _empty(len(prompts), columns, told)
+        count = told(alternatives, self.vocab_size)
+        chosen = read_prompts(self.module, self.params, self.hyper, padded, alternatives=count)
+        found = empty(len(prompts), columns, count)
         for row, prompt in enumerate(prompts):
             found.counts[row] = count = len(prompt) - 1
             for name in FIELDS:
@@ -187,57 +207,31 @@ class Compiled:
                 getattr(found, name)[row, :count] = values[columns - count :]
         return found
 
-
-_draw = jax.jit(draw, static_argnames="alternatives")
-_history_of = jax.jit(history_of, static_argnames=("vocab_size", "steps"))
-_add = jax.jit(lambda history, tokens, active: history.add(tokens, active))
-_ended = jax.jit(ended)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Stepwise:
-    """`Engine` of any `Decoder`: the same steps as `Compiled`, in Python."""
-
-    decoder: Decoder
-    max_length: int | None = None
-
-    def decode(
+    def search(
         self,
         prompts: Sequence[Sequence[int]],
-        keys: Array,
         controls: Controls,
         max_new_tokens: int | Sequence[int],
-        watch: Watch | None = None,
+        beams: Beams,
         alternatives: int = 0,
     ) -> Decoded:
         """See `Engine`."""
-        rows, limits = len(prompts), limits_of(max_new_tokens, len(prompts))
-        last, rules = int(limits.max()), Rules(keys, controls, limits)  # type: ignore[arg-type]
-        logits, cache = self.decoder.start(prompts, last)
-        padded = Prompts.pad(prompts, rows, bucket(max(map(len, prompts)) - 1))
-        history = _history_of(padded, vocab_size=logits.shape[1], steps=controls.steps)
-        found, done = _empty(rows, last, alternatives), np.zeros(rows, bool)
-        for index in range(last):
-            new = _draw(logits, history, index, rules, alternatives=alternatives)
-            for name in FIELDS:
-                getattr(found, name)[~done, index] = np.asarray(getattr(new, name))[~done]
-            tokens, active = found.tokens[:, index], ~done
-            np.add(found.counts, active, out=found.counts)
-            history = _add(history, tokens, active)
-            done |= active & np.asarray(_ended(tokens, found.counts, rules))
-            if watch and (index + 1) % CHUNK == 0:
-                done |= watch(found)
-            if done.all() or index + 1 == last:
-                break
-            logits, cache = self.decoder.step(cache, tokens)
-        return found
-
-    def read(self, prompts: Sequence[Sequence[int]], alternatives: int = 0) -> Decoded:
-        """See `Engine`."""
-        columns = read_stepwise(self.decoder, prompts, alternatives)
-        found = _empty(len(prompts), len(columns), alternatives)
-        found.counts[:] = [len(prompt) - 1 for prompt in prompts]
-        for index, column in enumerate(columns):
-            for name in FIELDS:
-                getattr(found, name)[:, index] = getattr(column, name)
-        return found
+        rows = len(prompts)
+        padded = Prompts.pad(prompts, row_bucket(rows), bucket(max(map(len, prompts)) - 1))
+        fill = np.repeat(np.arange(len(padded.active)) % rows, beams.num_beams)
+        limits = limits_of(max_new_tokens, rows)
+        rules = Rules(None, controls.take(fill), limits[fill])  # type: ignore[arg-type]
+        found = _search(
+            stepper(self.module),
+            self.params,
+            self.hyper,
+            padded,
+            rules,
+            np.float32(beams.length_penalty),
+            limits.max(),
+            beams=dataclasses.replace(beams, length_penalty=0.0),
+            new_tokens=bucket(int(limits.max())),
+            vocab_size=self.vocab_size,
+            alternatives=told(alternatives, self.vocab_size),
+        )
+        return searched(found, rows)

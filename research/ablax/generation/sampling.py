@@ -99,6 +99,18 @@ class Sampling:
                 f"logit_bias names token {worst}; the vocabulary has ids from 0 to {vocab_size - 1}"
             )
 
+    def check_no_filter(self) -> None:
+        """Raises RequestError if a setting is on that chance alone could follow."""
+        for name, off in (("top_k", 0), ("top_p", 1), ("min_p", 0), ("typical_p", 1)):
+            if (value := getattr(self, name)) != off:
+                raise RequestError(
+                    f"{name}={value} filters what is drawn, and num_beams draws nothing; leave it out"
+                )
+        if self.temperature not in (0, 1):
+            raise RequestError(
+                f"temperature={self.temperature} is for drawing, and num_beams draws nothing; leave it out"
+            )
+
     def controls(self, ends: Sequence[int] = ()) -> "Controls":
         """The numbers as arrays; settings that switch on the same steps share one program.
 
