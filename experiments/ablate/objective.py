@@ -5,16 +5,25 @@ and 40 % as in Wettig et al. 2023, arXiv:2202.08005) teach the same Transformer 
 probability serves both: a pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659) is no probability. So all
 choose which closing bracket, ) ] or }, fits a place in held-out code, given all that stands around it: masked models
 are asked for the place, the causal one for the likelihood of the window with each bracket (minimal pairs: Warstadt et
-al. 2020, arXiv:1912.00582). Nothing is tuned for it, and each bracket is right equally often.
+al. 2020, arXiv:1912.00582). Nothing is tuned for it, and each bracket is right equally often. The plan compares by it.
+
+Further, and exploratory, linear probes (Alain and Bengio 2016, arXiv:1610.01644) of the frozen models' last states tell
+where each token lies: in code, a bracket, a string or a comment. They are solved in closed form on training documents.
+What precedes a token settles its label, so the causal model may know it; a masked one, shown everything, may also infer
+it from what follows. Each must be held against `probe_untrained_accuracy`, the same of the model before training;
+`probe_token_accuracy` and `probe_majority_accuracy`, which need no model; and `probe_control_accuracy`, what a probe
+memorises (Hewitt and Liang 2019, arXiv:1909.03368).
 
     ablax sweep --config=experiments/ablate/objective.py --workdir=runs/objective
     ablax report --workdir=runs/objective
+    ablax report --workdir=runs/objective --metric=probe_accuracy
 
 Masked arms compute logits for their masks alone, so at equal FLOPs they train for more steps: the plan solves
 `training.steps`. The two masked arms may also be compared by `--metric=pseudo_bits_per_byte`.
 
 Expected (Python 3.11.7): `:tiny`, a smoke test of 8 steps, ends with the causal arm at 4.52 bits per byte and 1.44 nats
-per bracket, where guessing has 1.10, in 10 seconds a cell. `:cpu`, 9 cells, has not been run to its end.
+per bracket, where guessing has 1.10, and finds 0.857 of the labels, as the commonest one does, in 10 to 20 seconds a
+cell. `:cpu`, 9 cells, has not been run to its end.
 """
 
 from ablax.experiment import base
@@ -42,6 +51,7 @@ def get_config(size: str = "cpu"):
     config.evaluation.pseudo_documents = 16
     config.evaluation.pseudo_every = 64
     config.evaluation.choices = 600
+    config.evaluation.probe_documents = 16
     config.checkpoint.every = "50%"
     if size == "tiny":
         config.data.source.name = "python_reference"
@@ -53,6 +63,8 @@ def get_config(size: str = "cpu"):
         config.evaluation.documents = 4
         config.evaluation.pseudo_documents = 2
         config.evaluation.choices = 9
+        config.evaluation.probe_documents = 4
+        config.evaluation.probe_label = "brackets"
     return config
 
 

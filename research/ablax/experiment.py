@@ -78,6 +78,11 @@ class Experiment:
             raise RequestError(
                 "data.layout=streams needs a recurrent model; set model.kind=lstm or data.layout=windows"
             )
+        if self.evaluation.probe_documents and hasattr(self.model, "fit"):
+            raise RequestError(
+                f"evaluation.probe_documents={self.evaluation.probe_documents}: a {type(self.model).__name__} has no "
+                "states that probes could read; set it to 0"
+            )
         rates_of(self.model, self.optimizer)  # raises where they do not go together
         if self.training.batch_size % self.training.accumulation:
             raise RequestError(

@@ -16,7 +16,7 @@ from ablax.models.ngram import Ngram
 from ablax.run import RunFailed, RunFolder, now, write_json
 from ablax.trainer import specials_of
 from ablax.training.checkpoints import Checkpoints
-from ablax.training.evaluators import Evaluator
+from ablax.training.evaluators import Evaluator, check_evaluation
 from ablax.training.ledger import copy_ledger
 from ablax.training.manifest import Damaged
 from ablax.training.thinned import has_only_parameters
@@ -76,6 +76,7 @@ def evaluate(
     )
     if isinstance(model.module, Ngram):
         return evaluator.fitted(model.module)
+    check_evaluation(experiment, corpus, model.module)
     return evaluator.neural(model.module, model.params, model.hyper, model.step)
 
 

@@ -26,10 +26,10 @@ from ablax.trainer import (
 from ablax.training import session
 from ablax.training.compilation import keep_programs
 from ablax.training.descent import Descent
-from ablax.training.evaluators import check_split
 from ablax.training.groups import groups
 from ablax.training.members import Member, Members, drive_all
 from ablax.training.phases import Phases
+from ablax.training.samples import check_split
 from ablax.training.seat import Steps
 from ablax.training.signals import Stop, signals
 

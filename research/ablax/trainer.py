@@ -18,9 +18,9 @@ from ablax.run import Preempted, RunFolder, keep_sources, provenance, write_json
 from ablax.training.compilation import keep_programs
 from ablax.training.debug import overfit
 from ablax.training.descent import Descent
-from ablax.training.evaluators import check_split
 from ablax.training.fitting import Fitting
 from ablax.training.profile import profiling
+from ablax.training.samples import check_split
 from ablax.training.thinning import is_due, thin
 from ablax.training.together import facts, together
 

@@ -8,8 +8,10 @@ import pytest
 
 from ablax.config import RequestError
 from ablax.evaluation.scores import (
+    PREFIXES,
     MetricIdentity,
     Scores,
+    measure_of,
     metric_names,
     read_scores,
     totals,
@@ -62,11 +64,12 @@ def test_masked_measures_never_share_a_name_with_likelihoods():
     assert "pseudo_bits_per_byte" in totals(SCORES, identity("pseudo_likelihood"))
 
 
-@pytest.mark.parametrize("measure", ["likelihood", "masked", "pseudo_likelihood"])
+@pytest.mark.parametrize("measure", PREFIXES)
 def test_the_names_of_metrics_are_known_before_there_is_a_number(measure):
     """Catches: a metric that can be measured but not asked for."""
     found = set(totals(SCORES, identity(measure))) - {"documents", "tokens", "bytes"}
     assert found == set(metric_names(measure))
+    assert {measure_of(name) for name in found} == {measure}
 
 
 def test_scores_come_back_from_their_files(tmp_path):

@@ -57,7 +57,7 @@ def test_the_bootstrap_agrees_with_the_delta_method():
     assert low < other[0].sum() / other[1].sum() - one[0].sum() / one[1].sum() < high
 
 
-@pytest.mark.parametrize("measure", ["likelihood", "masked"])
+@pytest.mark.parametrize("measure", ["likelihood", "masked", "probe", "probe_token"])
 def test_sums_give_the_metric_back(tmp_path, measure):
     """Catches: nats where bits are meant, the file of another measure."""
     nats, size = documents(np.random.default_rng(0), 9)
@@ -74,7 +74,7 @@ def test_sums_give_the_metric_back(tmp_path, measure):
             assert sums is None
         else:
             assert sums[0].sum() / sums[1].sum() == pytest.approx(found[metric])
-    assert len(names) > 1
+    assert names
 
 
 def test_no_star_under_the_floor():

@@ -104,6 +104,25 @@ def test_another_rule_of_cutting_documents_stands_apart(tmp_path):
     assert "another rule than the baseline (document_rule=stream)" in lstm["reason"]
 
 
+def test_a_measure_that_families_share_ranks_them_together(tmp_path):
+    """Catches: a masked model that stands apart by a number that is no likelihood; other questions ranked together."""
+    make_sweep(tmp_path, ("lstm", "encoder"))
+    for arm in ("lstm", "encoder"):
+        for seed in range(3):
+            record = read_record(tmp_path, f"{arm}/seed{seed}")
+            record["metrics"] |= {"probe_accuracy": 0.5, "split": "validation", "step": 500}
+            write_json(record_path(tmp_path, f"{arm}/seed{seed}"), record)
+            identity = {"document_rule": "document", "first_token": True, "end": False}
+            path = tmp_path / arm / f"seed{seed}" / "evals" / "validation-500-probe.json"
+            write_json(path, {"identity": identity | {"details": {"label": "python"}}})
+    found = report.report(tmp_path, "probe_accuracy")
+    assert [row["arm"] for row in found["arms"]] == ["lstm", "encoder"]
+    assert report.report(tmp_path)["not_comparable"][0]["arm"] == "encoder"
+    write_json(path, {"identity": identity | {"details": {"label": "brackets"}}})
+    (encoder,) = report.report(tmp_path, "probe_accuracy")["not_comparable"]
+    assert "another rule than the baseline (label=brackets)" in encoder["reason"]
+
+
 def test_a_baseline_that_is_not_comparable_refuses_every_comparison(tmp_path):
     make_sweep(tmp_path, ("encoder", "lstm"))
     (lstm,) = report.report(tmp_path)["arms"]

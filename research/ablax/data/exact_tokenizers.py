@@ -37,6 +37,9 @@ class ByteTokenizer(Tokenizer):
         byte = token - len(self.special_texts)
         return begins_word(bytes([byte]).decode(errors="replace"))
 
+    def byte_length(self, token: int) -> int:
+        return 1
+
     def content(self) -> dict[str, Any]:
         return {}
 

@@ -85,6 +85,12 @@ class LibraryTokenizer(Tokenizer):
             piece = bytes(BYTES[c] for c in piece).decode(errors="replace")
         return begins_word(piece)
 
+    def byte_length(self, token: int) -> int:
+        piece = self._piece(token)
+        if self._byte_level and all(character in BYTES for character in piece):
+            return len(piece)
+        return super().byte_length(token)
+
     def _piece(self, token: int) -> str:
         theirs = int(self._theirs[token])
         piece = self._library.id_to_token(theirs) if theirs >= 0 else None

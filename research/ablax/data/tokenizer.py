@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 
 from ablax.config import RequestError
 from ablax.data.specials import Specials
@@ -128,6 +128,16 @@ class Tokenizer(abc.ABC):
     def starts_word(self, token: int) -> bool:
         """`word_starts` of one token that is not special."""
         return begins_word(self.plain_text(token))
+
+    def byte_lengths(self) -> Int64[np.ndarray, " V"]:
+        """Bytes of UTF-8 that each token stands for, none for special tokens; a lossless tokenizer's add up to the
+        text's."""
+        lengths = (0 if special else self.byte_length(i) for i, special in enumerate(self._special))
+        return np.fromiter(lengths, np.int64, self.vocab_size)
+
+    def byte_length(self, token: int) -> int:
+        """`byte_lengths` of one token that is not special."""
+        return len(self.plain_text(token).encode())
 
     @functools.cached_property
     def _special(self) -> np.ndarray:

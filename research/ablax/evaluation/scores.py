@@ -6,14 +6,19 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from jaxtyping import Float64
 
 from ablax.config import RequestError
 
-Measure = Literal["likelihood", "pseudo_likelihood", "masked", "choice"]
+Probe = Literal[
+    "probe", "probe_centroid", "probe_control", "probe_untrained", "probe_token", "probe_majority"
+]
+Measure = Literal["likelihood", "pseudo_likelihood", "masked", "choice"] | Probe
+PROBES: tuple[Probe, ...] = get_args(Probe)
+"""Measures of `score_probes`: a probe, and what it must be held against."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,7 +27,7 @@ class Scores:
     resample.
 
     Attributes:
-      nats: negative log-likelihood of the counted tokens.
+      nats: negative log-likelihood of the counted tokens; nan of probes, which have none.
       tokens: how many tokens count, marks included.
       correct: how many of them were the likeliest; nan where that was not computed.
       bytes: UTF-8 bytes of the text that the counted tokens stand for.
@@ -56,7 +61,8 @@ class MetricIdentity:
     together.
 
     Attributes:
-      measure: `likelihood`, `pseudo_likelihood` (Salazar et al. 2020), `masked`, or `choice` (see `score_choices`).
+      measure: `likelihood`, `pseudo_likelihood` (Salazar et al. 2020), `masked`, `choice` (see `score_choices`), or
+        one of `PROBES`.
       document_rule: `document` (each from its own start) or `stream` (windows over the joined
         documents).
       context_length: tokens of context at most; None: all of the document so far.
@@ -85,6 +91,8 @@ class MetricIdentity:
             return "only the masked tokens are scored, each given tokens on both sides"
         if self.measure == "choice":
             return "a choice between a few tokens at chosen places is no probability of a text"
+        if self.measure in PROBES:
+            return "what a linear function finds in a model's states is no probability of a text"
         if not self.lossless:
             return "the tokenizer is lossy: its tokens do not stand for all bytes of the text"
         return None
@@ -100,15 +108,26 @@ PREFIXES: dict[Measure, str] = {
     "pseudo_likelihood": "pseudo_",
     "masked": "masked_",
     "choice": "choice_",
+    **{probe: f"{probe}_" for probe in PROBES},
 }
 
 
 def metric_names(measure: Measure) -> tuple[str, ...]:
     """What `totals` may report of a measure, beside sizes; which of it depends on tokenizer and model."""
+    if measure in PROBES:
+        return (f"{measure}_accuracy",)
     if measure in ("masked", "choice"):
         return (f"{measure}_nats_per_token", f"{measure}_accuracy")
     names = ("nats_per_token", "perplexity", "bits_per_byte", "token_accuracy")
     return tuple(PREFIXES[measure] + name for name in names)
+
+
+def measure_of(metric: str) -> Measure:
+    """The measure that reports a metric; the likelihood, whose metrics have no prefix, if none does."""
+    for measure in PREFIXES:
+        if metric in metric_names(measure):
+            return measure
+    return "likelihood"
 
 
 def totals(scores: Scores, identity: MetricIdentity) -> dict[str, float]:
@@ -117,8 +136,8 @@ def totals(scores: Scores, identity: MetricIdentity) -> dict[str, float]:
     Returns:
       `documents`, `tokens`, `bytes`, and by measure: `nats_per_token`, `perplexity`,
       `token_accuracy` and, for lossless tokenizers, `bits_per_byte`; the same with `pseudo_`
-      before; or `masked_nats_per_token` and `masked_accuracy`, and the same of `choice`.
-      `token_accuracy` is missing where it was not computed.
+      before; or `masked_nats_per_token` and `masked_accuracy`, and the same of `choice`;
+      `probe_accuracy` and the like. `token_accuracy` is missing where it was not computed.
 
     Raises:
       RequestError: if no token counts.
@@ -132,19 +151,16 @@ def totals(scores: Scores, identity: MetricIdentity) -> dict[str, float]:
         )
     prefix = PREFIXES[identity.measure]
     result = {"documents": float(len(scores.names)), "tokens": tokens, "bytes": size}
-    result[f"{prefix}nats_per_token"] = nats / tokens
-    if identity.measure not in ("masked", "choice"):
+    apart = identity.measure in ("masked", "choice", *PROBES)
+    if identity.measure not in PROBES:
+        result[f"{prefix}nats_per_token"] = nats / tokens
+    if not apart:
         per_token = nats / tokens
         result[f"{prefix}perplexity"] = math.exp(per_token) if per_token < 700 else math.inf
         if identity.lossless and size:
             result[f"{prefix}bits_per_byte"] = nats / math.log(2) / size
     if not math.isnan(correct):
-        name = (
-            f"{prefix}accuracy"
-            if identity.measure in ("masked", "choice")
-            else f"{prefix}token_accuracy"
-        )
-        result[name] = correct / tokens
+        result[f"{prefix}accuracy" if apart else f"{prefix}token_accuracy"] = correct / tokens
     return result
 
 

@@ -198,6 +198,7 @@ class LstmLanguageModel(nn.Module):
             if config.layer_norm:
                 x = self.norm[n](x)
             after.append(state)
+            self.sow("intermediates", "output", x.swapaxes(0, 1))
         x = self._drop(x, "output", hyper, train)
         return x.swapaxes(0, 1), tuple(after)
 

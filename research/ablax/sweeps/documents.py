@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
-from ablax.evaluation.scores import PREFIXES, Measure
+from ablax.evaluation.scores import PREFIXES, Measure, measure_of
 
 RESAMPLES = 2000
 LIKELIHOOD: Measure = "likelihood"
@@ -31,10 +31,7 @@ def read_sums(
       folder: the run's folder.
       record: of the cell; its metrics name split and step.
     """
-    measure: Measure = LIKELIHOOD
-    for other, prefix in PREFIXES.items():
-        if prefix and metric.startswith(prefix):
-            measure = other
+    measure = measure_of(metric)
     parts = PARTS.get(metric.removeprefix(PREFIXES[measure]))
     metrics = record.get("metrics", {})
     suffix = "" if measure == LIKELIHOOD else f"-{measure}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ablax.config import RequestError, suggest
+from ablax.evaluation.scores import measure_of
 from ablax.history import higher_is_better, unit
 from ablax.run import RunFolder
 from ablax.sweeps.audit import audit, changes, flops, same_batches
@@ -148,7 +149,7 @@ def _reasons(
 ) -> dict[str, str | None]:
     """Arm -> why it must not stand beside the baseline, or None; of those that have results."""
     folders = [cell["folder"] for cell in plan["cells"]]
-    rules = {folder: _rule(sweep / folder, records[folder]) for folder in folders}
+    rules = {folder: _rule(sweep / folder, records[folder], metric) for folder in folders}
     rule = next((rules[cell["folder"]] for cell in _cells(plan, plan["baseline"])), {})
     return {
         arm: _why_apart(runs, metric) or _other_rule(plan, rules, arm, rule)
@@ -181,14 +182,16 @@ def _check_metric(metric: str, by_arm: Mapping[str, Mapping[int, dict]]) -> None
         raise RequestError(f"--metric={metric}: no finished cell has it{suggest(metric, known)}")
 
 
-def _rule(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    """How a cell's last evaluation cut documents; context lengths are the models' own affair."""
-    metrics = record.get("metrics", {})
-    path = RunFolder(folder).evals / f"{metrics.get('split')}-{metrics.get('step')}.json"
+def _rule(folder: Path, record: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """How a metric's last evaluation cut documents and chose tokens; context lengths are the models' own affair."""
+    metrics, measure = record.get("metrics", {}), measure_of(metric)
+    suffix = "" if measure == "likelihood" else f"-{measure}"
+    path = RunFolder(folder).evals / f"{metrics.get('split')}-{metrics.get('step')}{suffix}.json"
     if not path.is_file():
         return {}
     identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    return {name: identity[name] for name in ("document_rule", "first_token", "end")}
+    rule = {name: identity[name] for name in ("document_rule", "first_token", "end")}
+    return rule if measure == "likelihood" else rule | identity["details"]
 
 
 def _other_rule(
@@ -205,9 +208,9 @@ def _other_rule(
 
 
 def _why_apart(runs: Mapping[int, dict], metric: str) -> str | None:
-    """Why an arm's metric must not stand beside the others', or None."""
+    """Why an arm's metric must not stand beside the others', or None; other measures have names of their own."""
     for run in runs.values():
-        if run["metrics"].get("comparable") is False:
+        if run["metrics"].get("comparable") is False and measure_of(metric) == "likelihood":
             return str(run["metrics"].get("reason") or "its evaluation is marked as not comparable")
         if run["metrics"].get(metric) is None:
             return f"it has no {metric}"

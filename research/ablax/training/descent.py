@@ -12,14 +12,13 @@ from ablax.config import RequestError, suggest
 from ablax.data.corpus import Corpus
 from ablax.data.loader import Loader
 from ablax.distributed import ranks
-from ablax.evaluation.scoring import check_context
 from ablax.models.kernel_choice import Choice
 from ablax.run import Preempted, RunFolder, now
 from ablax.training import session
 from ablax.training.canary import check_attention, with_kernel
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.disk import check_run, size_of
-from ablax.training.evaluators import Evaluator, metrics_of
+from ablax.training.evaluators import Evaluator, check_evaluation, metrics_of
 from ablax.training.every import Every
 from ablax.training.growth import check_growth
 from ablax.training.ledger import Ledger
@@ -84,9 +83,7 @@ class Descent:
         if best not in known:
             problem = "is no metric of these evaluations whose smallest value is the best"
             raise RequestError(f"checkpoint.best={best} {problem}{suggest(best, known)}")
-        check_context(
-            program.module, experiment.evaluation.context or experiment.data.sequence_length
-        )
+        check_evaluation(experiment, corpus, program.module)
         engine = session.build_engine(experiment, program, devices)
         return cls(experiment, corpus, loader, clock, program, engine, kernel, loader.iterate)
 

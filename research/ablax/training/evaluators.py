@@ -6,24 +6,27 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from ablax.config import Duration, RequestError, knob
+from ablax.config import Duration, RequestError, knob, traced
 from ablax.data.corpus import Corpus
 from ablax.evaluation.choices import bracket_tokens, score_choices
+from ablax.evaluation.labels import LABELS
 from ablax.evaluation.masked import score_masked, score_pseudo_likelihood
 from ablax.evaluation.ngram_scoring import score_documents_by_ngram
-from ablax.evaluation.pieces import Documents
+from ablax.evaluation.probes import score_probes
 from ablax.evaluation.scores import (
+    PROBES,
     MetricIdentity,
     Scores,
     metric_names,
     totals,
     write_scores,
 )
-from ablax.evaluation.scoring import Batch, Over, score_documents
+from ablax.evaluation.scoring import Batch, Over, check_context, score_documents
+from ablax.evaluation.states import check_states
 from ablax.objectives.batch import vocabulary_of
 from ablax.run import RunFailed
+from ablax.training.samples import choose, probed, take
+from ablax.training.state import scalars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,18 @@ class EvaluationConfig:
         "Closing brackets of held-out text that neural models, causal and masked alike, choose among ) ] }, given all "
         "that stands around; 0 leaves it out.",
     )
+    probe_documents: int = knob(
+        0,
+        "Training documents to whose tokens linear probes of a neural model's states are fitted; 0 leaves them out.",
+    )
+    probe_label: Literal["python", "brackets"] = knob(
+        "python",
+        "What probes tell of each token: python = code outside brackets, inside one or more, string, or comment, of "
+        "Python source; brackets = how many are open, in any text.",
+    )
+    probe_layer: float = knob(
+        1.0, "Whose states probes read, as a share of the depth; 1 = what the head reads."
+    )
 
     def __post_init__(self):
         for name in ("documents", "context", "stride"):
@@ -64,42 +79,40 @@ class EvaluationConfig:
         for name in ("batch_rows", "pseudo_every"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("pseudo_documents", "choices"):
+        for name in ("pseudo_documents", "choices", "probe_documents"):
             if getattr(self, name) < 0:
                 raise RequestError(f"{name}={getattr(self, name)} must be 0 or more")
-
-
-def check_split(corpus: Corpus, split: str) -> None:
-    """Raises RequestError if there is no such split."""
-    if split not in corpus.stores:
-        raise RequestError(f"there is no split {split!r}; there are: {', '.join(corpus.stores)}")
+        if not 0 < self.probe_layer <= 1:
+            raise RequestError(f"probe_layer={self.probe_layer} must be above 0 and at most 1")
 
 
 def metrics_of(experiment: Any) -> tuple[str, ...]:
     """The metrics that an experiment's evaluations may report."""
-    choice = metric_names("choice") if experiment.evaluation.choices else ()
+    config = experiment.evaluation
+    further = metric_names("choice") if config.choices else ()
+    if config.probe_documents:
+        further += tuple(name for probe in PROBES for name in metric_names(probe))
     if experiment.objective.CAUSAL:
-        return metric_names("likelihood") + choice
-    pseudo = metric_names("pseudo_likelihood") if experiment.evaluation.pseudo_documents else ()
-    return metric_names("masked") + pseudo + choice
+        return metric_names("likelihood") + further
+    pseudo = metric_names("pseudo_likelihood") if config.pseudo_documents else ()
+    return metric_names("masked") + pseudo + further
 
 
-def sample(corpus: Corpus, split: str, count: int | None) -> tuple[Documents, tuple[str, ...]]:
-    """A split's documents, or a fixed sample of them (the same for every model and seed), and their names.
+def check_evaluation(experiment: Any, corpus: Corpus, module: Any) -> None:
+    """Refuses before training what could not be measured after it.
 
     Raises:
-      RequestError: if there is no such split.
+      RequestError: if the context is too long for the module's positions, or documents, tokenizer or module do not give
+        what choices or probes ask for.
     """
-    check_split(corpus, split)
-    store, source = corpus.stores[split], corpus.sources[split]
-    chosen = np.arange(len(store))
-    if count is not None and count < len(store):
-        chosen = np.sort(np.random.default_rng(0).choice(len(store), count, replace=False))
-    lengths = np.diff(store.offsets)[chosen]
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    tokens = np.concatenate([store.document(int(i)) for i in chosen])
-    names = tuple(source.name(int(i)) for i in chosen)
-    return Documents(tokens, offsets, store.byte_counts[chosen], store.lossless), names
+    config = experiment.evaluation
+    check_context(module, config.context or experiment.data.sequence_length)
+    if config.choices:
+        bracket_tokens(corpus.tokenizer)
+    if config.probe_documents:
+        tested = choose(corpus, config.split, config.documents)
+        probed(corpus, config.split, tested, config.probe_documents, config.probe_label)
+        check_states(module, scalars(traced(experiment.model)), config.probe_layer)
 
 
 class Evaluator:
@@ -131,7 +144,8 @@ class Evaluator:
     ):
         self.config, self.corpus, self.objective, self.folder = config, corpus, objective, folder
         self.split = split or config.split
-        self.documents, self.names = sample(corpus, self.split, config.documents)
+        self.chosen = choose(corpus, self.split, config.documents)
+        self.documents, self.names = take(corpus, self.split, self.chosen)
         self.context = config.context or corpus.config.sequence_length
         self.label, self._over = label, over
         self._before_batch, self._unwritten = before_batch, unwritten
@@ -144,13 +158,15 @@ class Evaluator:
         step: int,
         last: bool = True,
     ) -> dict[str, Any]:
-        """The record of a Linen model at a step; pseudo-log-likelihood and choices, which cost most, at the `last`."""
+        """The record of a Linen model at a step; at the `last` with pseudo-log-likelihood, choices and probes."""
         if self.objective.CAUSAL:
             results = self._causal(module, params, hyper)
         else:
             results = self._masked(module, params, hyper, last)
         if self.config.choices and last:
             results.append(self._choices(module, params, hyper))
+        if self.config.probe_documents and last:
+            results += self._probes(module, params, hyper)
         return self.record(step, results)
 
     def fitted(self, model: Any) -> dict[str, Any]:
@@ -162,13 +178,11 @@ class Evaluator:
         record: dict[str, Any] = {"step": step, "split": self.split}
         for scores, identity in results:
             found = totals(scores, identity)
-            if identity.measure in (
-                "pseudo_likelihood",
-                "choice",
-            ):  # their own, smaller, samples of tokens
+            own = ("choice", *PROBES)
+            if identity.measure in ("pseudo_likelihood", *own):  # their own samples of tokens
                 found = {k: v for k, v in found.items() if k in metric_names(identity.measure)}
             record |= found
-            if identity.measure != "choice" and not identity.to_dict()["comparable"]:
+            if identity.measure not in own and not identity.to_dict()["comparable"]:
                 record |= {"comparable": False, "reason": identity.reason}
             suffix = "" if identity.measure == "likelihood" else f"-{identity.measure}"
             name = f"{self.split}-{step}{self.label}{suffix}"
@@ -233,6 +247,21 @@ class Evaluator:
             choices=bracket_tokens(self.corpus.tokenizer),
             mask=None if self.objective.CAUSAL else self.corpus.tokenizer.specials.mask,
             count=self.config.choices,
+            **self._common(hyper),
+        )
+
+    def _probes(self, module: Any, params: Any, hyper: Any) -> list[tuple[Scores, MetricIdentity]]:
+        count, kind = self.config.probe_documents, self.config.probe_label
+        tested, training = probed(self.corpus, self.split, self.chosen, count, kind)
+        return score_probes(
+            module,
+            params,
+            tested,
+            training=training,
+            kind=kind,
+            classes=LABELS[kind][1],
+            vocab_size=self.corpus.tokenizer.vocab_size,
+            depth=self.config.probe_layer,
             **self._common(hyper),
         )
 
