@@ -1,9 +1,14 @@
 """Laws of decoding: cache, compiled loop, rows, chunks and <eos>."""
 
+import dataclasses
+
 import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ablax.config import RequestError
+from ablax.generation.beams import Beams
 from ablax.generation.decoders import (
     NeuralDecoder,
     NgramDecoder,
@@ -17,6 +22,8 @@ from ablax.generation.sampling import Controls, Sampling
 from ablax.generation.steps import bucket, history_of
 from ablax.generation.stepwise import Stepwise
 from ablax.models.ngram import NgramConfig
+from ablax.models.transformer import DecoderConfig
+from tiny_models import build
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [4], [11, 12, 4]]
 NEW = 24
@@ -70,6 +77,47 @@ class Plain(nn.Module):
 
     def __call__(self, tokens, positions, segment_ids, *, hyper, carry=(), train=False):
         return self.inner(tokens, positions, segment_ids, hyper=hyper, train=train)
+
+
+@pytest.fixture(scope="module")
+def windowed():
+    """Its windows are shorter than the texts."""
+    return build(
+        DecoderConfig(num_layers=2, width=16, num_heads=2, unroll=1, attention_pattern=(4, 3))
+    )
+
+
+def test_a_cache_of_the_window_equals_no_cache(windowed):
+    """Catches: padding that pushes out tokens, a slot that is written too early, keys of a prompt that only its last
+    columns see, rings that do not follow their beams."""
+    model, plain = windowed, Plain(windowed.module)
+    empty = stepper(model.module).empty(3, 40)
+    assert empty.key.shape[2] == empty.length == 4
+    recomputed = Compiled(plain, {"inner": model.params}, model.hyper, 17)
+    found = engine(model).decode(PROMPTS, keys(), MIXED, NEW)
+    expected = recomputed.decode(PROMPTS, keys(), MIXED, NEW)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    # Sums in another order: float32 rounding of logits of tens.
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, atol=1e-4)
+    one, other = (e.search(PROMPTS, GREEDY, 9, Beams(3)) for e in (engine(model), recomputed))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+
+
+def test_the_caches_dtype_is_the_callers(windowed, mean):
+    """Catches: a dtype that is not passed on, attention that computes in the cache's dtype."""
+    model, narrow = windowed, dataclasses.replace(engine(windowed), cache_dtype="bfloat16")
+    assert stepper(model.module, "bfloat16").empty(1, 9).key.dtype == jnp.bfloat16
+    exact = engine(model).decode(PROMPTS, keys(), GREEDY, NEW)
+    rounded = narrow.decode(PROMPTS, keys(), GREEDY, NEW)
+    for row in range(3):  # as long as the texts agree
+        same = int(np.logical_and.accumulate(exact.tokens[row] == rounded.tokens[row]).sum())
+        off = np.abs(exact.log_probs[row, :same] - rounded.log_probs[row, :same]).max()
+        assert same > 2
+        assert 1e-4 < off < 0.5  # logits of tens, keys and values with 8 bits
+    with pytest.raises(RequestError, match="cache_dtype=float16 must be float32 or bfloat16"):
+        stepper(model.module, "float16")
+    with pytest.raises(RequestError, match="which this model does not keep"):
+        stepper(mean.module, "bfloat16")
 
 
 def test_recomputing_equals_the_cache(mean, sampled):

@@ -29,6 +29,7 @@ SETTINGS = {
     "typical_most": {"typical_p": 0.9},
     "biased": {"logit_bias": {0: 3.5, 29: -2.0, 4: 1.0}},
     "not_yet": {"min_new_tokens": 3},
+    "long_enough": {"min_new_tokens": 2},
     "all": {
         "logit_bias": {7: 2.0},
         "min_new_tokens": 3,

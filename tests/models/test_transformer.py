@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -231,6 +232,32 @@ def test_cached_decoding_equals_the_full_forward_pass(name):
     swapped = cache.rows(jnp.asarray([1, 0]))
     np.testing.assert_array_equal(swapped.key, cache.key[:, ::-1])
     np.testing.assert_array_equal(swapped.segment_ids, cache.segment_ids[::-1])
+
+
+@pytest.mark.parametrize("cuts", [(1, 2, 3, 4, 5), (2, 5), (4, 5)], ids=str)
+def test_a_ring_equals_the_full_forward_pass(cuts):
+    """Several columns at once, whole rounds of the ring and more. Catches: new keys that overwrite what tokens written
+    with them attend to, a slot beside its column's, columns that are kept in another order."""
+    config = dataclasses.replace(VARIANTS["learned"], attention_pattern=(2, 3))
+    module, params = static(config).build(V, T), random_params(config)
+
+    @jax.jit
+    def apply(tokens, positions, cache):
+        segments = jnp.ones_like(tokens)
+        hyper = hyper_of(config)
+        return module.apply(
+            {"params": params}, tokens, positions, segments, hyper=hyper, carry=cache
+        )
+
+    points = jnp.arange(T, dtype=jnp.int32)[None].repeat(B, 0)
+    full, _ = apply(TOKENS, points, ())
+    cache, parts = module.init_cache(B, T, ring=True), []
+    assert cache.length == 3
+    for start, end in itertools.pairwise((0, *cuts, T)):
+        logits, cache = apply(TOKENS[:, start:end], points[:, start:end], cache)
+        parts.append(logits)
+    close(jnp.concatenate(parts, axis=1), full)
+    assert int(cache.index) == T
 
 
 DROPOUT = dataclasses.replace(

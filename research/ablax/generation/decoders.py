@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from ablax.config import RequestError
 from ablax.models.network import Transformer
 from ablax.models.ngram import Ngram
 from ablax.models.positions import LearnedPositions
@@ -92,12 +93,19 @@ def position_limit(module: nn.Module) -> int | None:
 
 @struct.dataclass
 class CachedStepper:
-    """A module with `init_cache`: key/value cache or carried state."""
+    """A module with `init_cache`: key/value cache or carried state.
+
+    Attributes:
+      cache_dtype: of keys and values; the model's when None.
+    """
 
     module: nn.Module = struct.field(pytree_node=False)
+    cache_dtype: str | None = struct.field(pytree_node=False, default=None)
 
     def empty(self, batch_size: int, length: int) -> Cache:
         """A cache without a token, with room for `length` columns."""
+        if isinstance(self.module, Transformer):  # whose padding stands before a row's tokens
+            return self.module.init_cache(batch_size, length, dtype=self.cache_dtype, ring=True)
         return self.module.init_cache(batch_size, length)  # type: ignore[attr-defined]
 
     def feed(self, params, hyper, cache, tokens, positions, segment_ids) -> tuple[Array, Cache]:
@@ -146,9 +154,27 @@ class RecomputingStepper:
 Stepper = CachedStepper | RecomputingStepper
 
 
-def stepper(module: nn.Module) -> Stepper:
-    """The way to drive a module: through its cache if it has one."""
-    return CachedStepper(module) if hasattr(module, "init_cache") else RecomputingStepper(module)
+CACHE_DTYPES = ("float32", "bfloat16")
+
+
+def stepper(module: nn.Module, cache_dtype: str | None = None) -> Stepper:
+    """The way to drive a module: through its cache if it has one.
+
+    Args:
+      cache_dtype: of a Transformer's keys and values, float32 or bfloat16; the model's when None.
+
+    Raises:
+      RequestError: if there are no keys and values, or they cannot be of this dtype.
+    """
+    if cache_dtype is not None and not isinstance(module, Transformer):
+        raise RequestError(
+            f"cache_dtype={cache_dtype} is for keys and values, which this model does not keep; leave it out"
+        )
+    if cache_dtype not in (None, *CACHE_DTYPES):
+        raise RequestError(f"cache_dtype={cache_dtype} must be {' or '.join(CACHE_DTYPES)}")
+    if hasattr(module, "init_cache"):
+        return CachedStepper(module, cache_dtype)
+    return RecomputingStepper(module)
 
 
 @typed

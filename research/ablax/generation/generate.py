@@ -243,6 +243,7 @@ def generate(
     prompts: Sequence[Prompt],
     *,
     hyper: Mapping[str, Any],
+    cache_dtype: str | None = None,
     **options: Any,
 ) -> list[list[Completion]]:
     """Continues prompts with a causal Linen module.
@@ -250,10 +251,13 @@ def generate(
     Args:
       params: the module's parameters.
       hyper: the model's traced knobs.
+      cache_dtype: of a Transformer's keys and values, float32 or bfloat16 (half the memory, a little noise); the
+        model's when None.
       options: see `complete`.
 
     Raises:
       RequestError: see `complete`.
     """
-    engine = Compiled(module, params, hyper, tokenizer.vocab_size, position_limit(module))
+    limit = position_limit(module)
+    engine = Compiled(module, params, hyper, tokenizer.vocab_size, limit, cache_dtype)
     return complete(engine, tokenizer, prompts, **options)

@@ -150,6 +150,7 @@ class Compiled:
       vocab_size: V.
       hyper: the model's traced knobs.
       max_length: None for models without learned positions.
+      cache_dtype: see `stepper`.
     """
 
     module: nn.Module
@@ -157,6 +158,7 @@ class Compiled:
     hyper: Mapping[str, Any]
     vocab_size: int
     max_length: int | None = None
+    cache_dtype: str | None = None
 
     def decode(
         self,
@@ -173,7 +175,10 @@ class Compiled:
         fill = np.arange(len(padded.active)) % rows  # rows that only fill the batch
         limits = limits_of(max_new_tokens, rows)
         rules = Rules(keys[fill], controls.take(fill), limits[fill])  # type: ignore[arg-type]
-        shared, last = (stepper(self.module), self.params, self.hyper), int(limits.max())
+        shared, last = (
+            (stepper(self.module, self.cache_dtype), self.params, self.hyper),
+            int(limits.max()),
+        )
         until = min(CHUNK, last) if watch else last
         state = _start(
             *shared,
@@ -222,7 +227,7 @@ class Compiled:
         limits = limits_of(max_new_tokens, rows)
         rules = Rules(None, controls.take(fill), limits[fill])  # type: ignore[arg-type]
         found = _search(
-            stepper(self.module),
+            stepper(self.module, self.cache_dtype),
             self.params,
             self.hyper,
             padded,

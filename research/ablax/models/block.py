@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ablax.models.attention import Rule, window_mask
-from ablax.models.cache import write_layer
+from ablax.models.cache import Slots, write_layer
 from ablax.models.kernels import attend, kernel_of
 from ablax.models.layers import dropout, make_linear, make_norm
 from ablax.models.positions import Rotation, rotate
@@ -31,7 +31,7 @@ class Context(struct.PyTreeNode):
       mask: the same as a mask, once for all layers; None where a kernel reads the rule.
       rotation: of queries and keys, or None.
       bias: on attention logits, or None.
-      index: cache slot of the first token, or None without a cache.
+      slots: where a cache keeps these tokens, or None without one.
       train: whether dropout acts.
     """
 
@@ -40,7 +40,7 @@ class Context(struct.PyTreeNode):
     mask: Bool[Array, "B 1 T S"] | None
     rotation: Rotation | None
     bias: Float[Array, "B N T S"] | None
-    index: Int[Array, ""] | None
+    slots: Slots | None
     train: bool = struct.field(pytree_node=False)
 
 
@@ -86,9 +86,9 @@ class SelfAttention(nn.Module):
         query = constrain(query, "B T N H")
         key, value = constrain(key, "B S K H"), constrain(value, "B S K H")
         if cache:
-            assert context.index is not None
-            keys, key = write_layer(cache[0], key, layer.number, context.index)
-            values, value = write_layer(cache[1], value, layer.number, context.index)
+            assert context.slots is not None
+            keys, key = write_layer(cache[0], key, layer.number, context.slots)
+            values, value = write_layer(cache[1], value, layer.number, context.slots)
             cache = (keys, values)
         output = self._attend(query, key, value, bool(cache), layer, context)
         output = constrain(output, "B T N H").reshape(*x.shape[:-1], heads * head_width)

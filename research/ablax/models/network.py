@@ -140,10 +140,9 @@ class Transformer(nn.Module):
         config = self.config
         std = INIT_STD * hyper["init_scale"]
         x = self._embed(tokens, positions, token_types, hyper, train)
-        cache = carry.place(positions, segment_ids) if carry else None
-        keys, key_segments = positions, segment_ids
-        if cache is not None:
-            keys, key_segments = cache.positions, cache.segment_ids
+        cache, keys, key_segments = None, positions, segment_ids
+        if carry:
+            cache, keys, key_segments = carry.place(positions, segment_ids)
         windows, layer_windows, window = config.windows, None, None
         if len(set(windows)) > 1:
             layer_windows = jnp.asarray(np.array(windows, np.int32))
@@ -157,7 +156,7 @@ class Transformer(nn.Module):
             mask=rule.mask() if needs_mask else None,
             rotation=self.positions.rotation(positions),
             bias=self.positions.bias(positions, keys, std),
-            index=None if cache is None else cache.index,
+            slots=None if cache is None else cache.slots,
             train=train,
         )
         layers = Layer(jnp.arange(config.num_layers), layer_windows)
@@ -167,9 +166,8 @@ class Transformer(nn.Module):
             x = self.final_norm(x)
         x = x.reshape(*tokens.shape, config.width)
         if cache is not None:
-            carry = cache.replace(
-                key=stored[0], value=stored[1], index=cache.index + tokens.shape[1]
-            )
+            after = cache.slots.replace(index=cache.index + tokens.shape[1])
+            carry = cache.replace(key=stored[0], value=stored[1], slots=after)
         return x, carry
 
     def _fold(self, x: Float[Array, "B T D"]) -> Float[Array, "*rows D"]:
@@ -213,8 +211,14 @@ class Transformer(nn.Module):
         """The carry of training on streams: none, a Transformer sees one row at a time."""
         return ()
 
-    def init_cache(self, batch_size: int, length: int) -> KeyValueCache:
-        """An empty cache of `length` slots for decoding.
+    def init_cache(
+        self, batch_size: int, length: int, *, dtype: str | None = None, ring: bool = False
+    ) -> KeyValueCache:
+        """An empty cache for decoding `length` columns.
+
+        Args:
+          dtype: of keys and values; the model's when None.
+          ring: keep no more than the widest window, if every layer has one (see `KeyValueCache`).
 
         Raises:
           RequestError: if the model is bidirectional, and so cannot decode.
@@ -230,5 +234,6 @@ class Transformer(nn.Module):
             length,
             config.kv_heads,
             config.width_per_head,
-            config.dtype,
+            dtype or config.dtype,
+            widest if ring and (widest := max(config.windows)) < DENSE else None,
         )
