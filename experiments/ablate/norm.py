@@ -8,8 +8,11 @@ and do they add up? A factorial plan: every combination of the three.
     ablax sweep --config=experiments/ablate/norm.py --workdir=runs/norm
     ablax report --workdir=runs/norm
 
-Expected (Python 3.11.7): `:tiny`, a smoke test of 8 steps, ends with norms before the sublayers at 5.41 bits per byte,
-in 11 seconds a cell. `:cpu`, 24 cells of 300 steps, has not been run to its end.
+Expected (Python 3.11.7), at 300 steps: norms after the additions cost 0.053 bits per byte (95 % interval 0.049 to
+0.058), norms of queries and keys gain 0.019 (0.014 to 0.024), more so where norms come after the additions, and the
+kind of norm makes no difference that shows: main effects over all 24 cells, where three seeds of an arm alone prove
+nothing (p 0.07 to 0.15). It took 35 minutes on two CPU cores that others used most of the time. `:tiny` is a smoke test
+of seconds. The whole report: docs/ablations/norm/report.md.
 """
 
 from ablax.experiment import base
