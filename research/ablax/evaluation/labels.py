@@ -36,9 +36,9 @@ def bracket_labels(text: str) -> Int8[np.ndarray, " characters"]:
 def python_labels(text: str) -> Int8[np.ndarray, " characters"] | None:
     """Where in Python source each character lies, by the standard library's `tokenize`; None if it is no such source.
 
-    0 code outside brackets, 1 inside one, 2 inside more, 3 string, 4 comment. A bracket counts as what follows it, a
-    string's prefix as code. An f-string is all string, as it was before Python 3.12. Quotes in and around strings are
-    not asked about: whether `""` is an empty string or the start of a long one, only the next character tells.
+    0 code outside brackets, 1 inside one, 2 inside more, 3 string, 4 comment. A bracket counts as what follows it. A
+    string's quotes belong to it, its prefix does not: whether `rb` is one or a name, only the next character tells. An
+    f-string is all string, as it was before Python 3.12.
     """
     lines = text.split("\n")
     begins = [0, *itertools.accumulate(len(line) + 1 for line in lines)]
@@ -58,8 +58,6 @@ def python_labels(text: str) -> Int8[np.ndarray, " characters"] | None:
                 nested -= 1
                 if not nested:
                     strings.append((start, end))
-            elif nested:
-                continue
             elif name == "STRING":
                 strings.append((begin, end))
             elif name == "COMMENT":
@@ -73,9 +71,8 @@ def python_labels(text: str) -> Int8[np.ndarray, " characters"] | None:
         return None
     labels = np.minimum(depth, 2).astype(np.int8)
     for begin, end in strings:
-        quotes = np.array([character in "'\"" for character in text[begin:end]])
-        prefix = int(quotes.argmax())
-        labels[begin + prefix : end] = np.where(quotes, UNASKED, 3)[prefix:]
+        prefix = next(n for n, character in enumerate(text[begin:end]) if character in "'\"")
+        labels[begin + prefix : end] = 3
     for begin, end in comments:
         labels[begin:end] = 4
     return labels
