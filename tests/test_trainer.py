@@ -18,7 +18,7 @@ from ablax import cli
 from ablax.config import RequestError, to_dict
 from ablax.experiment import base
 from ablax.model import LOADED
-from ablax.run import RunFailed, RunFolder, write_json
+from ablax.run import Paused, RunFailed, RunFolder, write_json
 from ablax.training.checkpoints import Checkpoints
 from ablax.training.debug import NotOverfit
 from ablax.training.meter import CLOCKED
@@ -48,10 +48,9 @@ def train(workdir, said=None, **options):
     fresh, debug = options.pop("fresh", False), options.pop("debug", False)
     offline = options.pop("offline", False)
     say = (said if said is not None else []).append
+    more = {"until": options.pop("until", None), "offline": offline}
     config = small(**options)
-    return ablax.train(
-        config, workdir, say=say, progress=False, fresh=fresh, debug=debug, offline=offline
-    )
+    return ablax.train(config, workdir, say=say, progress=False, fresh=fresh, debug=debug, **more)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +115,22 @@ def test_a_run_says_what_it_was(parent):
     assert steps_of(parent) == [2, 4, 6]
     assert [r["step"] for r in records_of(parent) if r["split"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in records_of(parent) if r["split"] != "train"] == [2, 4, 6]
+
+
+def test_a_pause_changes_nothing(parent, tmp_path):
+    """Catches: a run that goes on beyond the step, or from it when it was ended before anybody knew; one that is not
+    measured or saved there, or measured once more."""
+    folder = tmp_path / "paused"
+    for _ in range(2):
+        with pytest.raises(Paused, match="paused at step 3 of 6"):
+            train(folder, until=3)
+        assert steps_of(folder) == [2, 3]
+        assert RunFolder(folder).status()["status"] == "paused"
+    assert train(folder).finished
+    assert state_of(folder, STEPS) == state_of(parent, STEPS)
+    measured = [r for r in records_of(folder) if (r["step"], r["split"]) == (3, "validation")]
+    assert len(measured) == 1
+    assert [r for r in records_of(folder) if r not in measured] == records_of(parent)
 
 
 def test_a_finished_run_says_so_and_does_nothing(copy):

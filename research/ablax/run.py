@@ -42,6 +42,10 @@ class Preempted(Exception):
     """The run was asked to stop, has saved, and can be started again: exit code 75."""
 
 
+class Paused(Preempted):
+    """The run has come to the step to which it was to go for now; evaluated and saved there, it can go on."""
+
+
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file by a temporary name and a rename, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +102,7 @@ class RunFolder:
         return self._read("config.json")
 
     def status(self) -> dict[str, Any]:
-        """run.json: provenance, `status` ("running", "finished", "failed", "preempted"), `step`.
+        """run.json: provenance, `status` ("running", "finished", "failed", "paused", "preempted"), `step`.
 
         `step` is the newest whose save was begun, so that after a kill no checkpoint is newer: whether a run may get
         another length depends on it. Which steps are durable, the folder `checkpoints` says.

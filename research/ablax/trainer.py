@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import pathlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ablax import config as configuration
@@ -14,7 +14,7 @@ from ablax.data.corpus import Corpus, open_corpus
 from ablax.data.progress import Progress, told
 from ablax.data.tokenizers import load_tokenizer
 from ablax.experiment import Experiment, resolve
-from ablax.run import Preempted, RunFolder, keep_sources, provenance, write_json
+from ablax.run import Paused, Preempted, RunFolder, keep_sources, provenance, write_json
 from ablax.training.compilation import keep_programs
 from ablax.training.debug import overfit
 from ablax.training.descent import Descent
@@ -24,10 +24,8 @@ from ablax.training.samples import check_split
 from ablax.training.thinning import is_due, thin
 from ablax.training.together import facts, together
 
-Path = pathlib.Path
-
 # What `status` of run.json says of a run that an exception ended, first match; all others are "failed".
-ENDS = {Preempted: "preempted", KeyboardInterrupt: "interrupted"}
+ENDS = {Paused: "paused", Preempted: "preempted", KeyboardInterrupt: "interrupted"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Run:
 
 def train(
     config: Any,
-    workdir: str | pathlib.Path,
+    workdir: str | Path,
     *,
     extend: Iterable[Any] = (),
     fresh: bool = False,
@@ -65,6 +63,7 @@ def train(
     progress: bool = True,
     say: Callable[[str], None] | None = None,
     sweep: Mapping[str, Any] | None = None,
+    until: int | None = None,
 ) -> Run:
     """Trains an experiment in a folder, or goes on with what is there.
 
@@ -78,13 +77,14 @@ def train(
       profile: first and last step of a JAX trace in the folder's `profile/`.
       progress: whether a progress bar and messages are shown on stderr.
       say: takes messages; stderr when None.
+      until: the step at which it pauses, evaluated and saved, to go on in another call.
 
     Returns the run; not finished if Ctrl-C ended it, which saves first.
 
     Raises:
       RequestError: for mistakes, or if the folder holds another experiment.
       RunFailed: if the loss becomes NaN or infinite, if a checkpoint cannot be saved, or by `debug`.
-      Preempted: after SIGTERM or SIGUSR1; the run was saved, unless there was nothing new.
+      Preempted: after SIGTERM or SIGUSR1; the run was saved, unless there was nothing new. `Paused`: at `until`.
       KeyboardInterrupt: by Ctrl-C before the first step, or twice.
     """
     experiment = resolve(config, extend=extend)
@@ -96,8 +96,7 @@ def train(
     if debug:
         if hasattr(experiment.model, "fit"):
             raise RequestError(
-                f"--debug overfits a batch by steps, and a {type(experiment.model).__name__} is fitted to counts; "
-                "leave it out"
+                f"--debug takes steps, and a {type(experiment.model).__name__} is fitted to counts; leave it out"
             )
         corpus = open_corpus(experiment.data, specials_of(experiment), offline=offline)
         found = overfit(experiment, corpus, say)
@@ -105,6 +104,7 @@ def train(
     traced = profiling(profile if ranks.first else None, folder.path / "profile", say)
     with traced as phases, together(ranks, experiment, folder, phases) as stop:
         work: Descent | Fitting | None = None
+        stop.until = until
         report = told(say) if progress else None
         if fresh:
             with folder.lock():  # nobody else may be writing what is moved away
@@ -247,10 +247,7 @@ def run_of(folder: RunFolder) -> Run:
 
 
 def open_run_corpus(
-    experiment: Experiment,
-    folder: RunFolder,
-    offline: bool,
-    progress: Progress | None,
+    experiment: Experiment, folder: RunFolder, offline: bool, progress: Progress | None
 ) -> Corpus:
     """The run's data; a run that goes on keeps its tokenizer and refuses data that changed.
 

@@ -18,7 +18,7 @@ from ablax.history import LOSSES, Curve, curve, run_folders, unit
 
 COLORS = ("cyan", "magenta", "green", "yellow", "blue", "red", "white")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-ENDED = ("finished", "failed", "preempted", "interrupted")
+ENDED = ("finished", "failed", "paused", "preempted", "interrupted")
 
 
 @dataclasses.dataclass(frozen=True)

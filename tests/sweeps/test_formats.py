@@ -35,6 +35,7 @@ def arm(name, difference, interval, **more):
         "split": "test",
         "flops": None,
         "these_models": (-0.1, 0.1),
+        "these_seeds": 3,
     }
     row |= {"arm": name, "n": 3, "mean": 2.0, "difference": difference, "interval": interval}
     row |= {"parameters": 1000.0, "seconds": 10.0, "tokens_per_second": 5e4}

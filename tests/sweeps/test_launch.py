@@ -34,7 +34,7 @@ def trained(monkeypatch):
     """Replaces training; the cells' folders in the order in which they ran."""
     ran: list[str] = []
 
-    def train(config, workdir, *, extend=(), offline=False, progress=True, say=None, sweep=None):
+    def train(config, workdir, *, extend=(), offline=False, progress=True, say=None, **_):
         workdir = Path(workdir)
         ran.append(f"{workdir.parent.name}/{workdir.name}")
         assert config.seed == int(workdir.name.removeprefix("seed"))

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     except Taken as error:
         say(str(error))
         return TAKEN
-    if record["status"] == "finished":
+    if record["status"] != "failed":  # it may have paused, for the controller to say what then
         return DONE
     say(f"{args.cell} failed: {record['error']}")
     sys.stderr.writelines(record["traceback"])

@@ -11,7 +11,7 @@ from typing import Any
 from ablax.commands import flags, output
 from ablax.commands.output import DONE, FAILED
 from ablax.config import RequestError
-from ablax.sweeps.launchers import LAUNCHERS
+from ablax.sweeps.launchers import LAUNCHERS, RETRIES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retries",
         type=int,
-        default=2,
+        default=RETRIES,
         metavar="N",
-        help="how often a cell is tried again that fails for a reason that may pass, and comes no further (default 2)",
+        help="how often a cell is tried again that fails for a reason that may pass, and comes no further (default "
+        f"{RETRIES})",
     )
     parser.add_argument("--metric", help="what arms are compared by, in place of the plan's")
     parser.add_argument(

@@ -136,7 +136,7 @@ def analysis_of(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
             "looks are at arms with the same seeds, and a plan by `tuned` or `branch` has other cells too; leave out "
             "one of both"
         )
-    found = {
+    found: dict[str, Any] = {
         "metric": plan.metric,
         "baseline": plan.baseline or arms[0],
         "test": "paired t over seeds",
@@ -144,6 +144,8 @@ def analysis_of(plan: Plan, cells: Sequence[Cell]) -> dict[str, Any]:
         "adjusted": "Holm, over all arms",
         "looks": None if plan.looks is None else declared(plan.looks),
     }
+    if plan.halving is not None:
+        found["halving"] = dataclasses.asdict(plan.halving)
     return json.loads(json.dumps(found))
 
 
@@ -196,11 +198,12 @@ def _check_kept(sweep: Path, before: Mapping[str, Any], content: Mapping[str, An
             raise RequestError(
                 f"{sweep} holds another plan: cell {cell['folder']} of it changed or is gone; use a new --workdir"
             )
-    for name, settled in before["analysis"].items():
-        if settled != content["analysis"].get(name):
+    old, new = before["analysis"], content["analysis"]
+    for name in old | new:
+        if old.get(name) != new.get(name):
             raise RequestError(
-                f"{sweep} has {name}={settled!r} in its plan, not {content['analysis'].get(name)!r}, and cells ran for "
-                "it; `ablax report` takes another metric as exploratory, or use a new --workdir"
+                f"{sweep} has {name}={old.get(name)!r} in its plan, not {new.get(name)!r}, and cells ran for it; "
+                "`ablax report` takes another metric as exploratory, or use a new --workdir"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ablax.lease import Lease, Watched
 from ablax.run import RunFolder, write_json
 from ablax.sweeps.cells import last_lines, lease_path, log_path, read_record, record_path
-from ablax.sweeps.launchers import PREEMPTED, REFUSED, TAKEN, Job, Launcher
+from ablax.sweeps.launchers import DONE, PREEMPTED, REFUSED, TAKEN, Job, Launcher
 
 POLL_SECONDS = 0.2
 LOOK_SECONDS = 1.0
@@ -25,7 +25,7 @@ class State:
     """Where a cell is.
 
     Attributes:
-      status: `waiting`, `unneeded` (no look wants it), `running`, `elsewhere` (another controller runs it),
+      status: `waiting`, `unneeded` (no look or halving wants it), `running`, `elsewhere` (another controller runs it),
         `finished`, `skipped` (finished before), `failed`, `interrupted`.
       attempts: starts by this controller.
       since: `time.monotonic()` when it was started last.
@@ -136,6 +136,8 @@ class Controller:
             self.say(f"{folder}: finished after {record.get('seconds', 0):.0f} s of training")
         elif code == PREEMPTED:
             self._wait(folder)
+        elif code == DONE and record["status"] == "paused":
+            self._wait(folder)  # until it is promoted, if ever
         elif record["status"] == "failed" and not record.get("again", True):
             self._fail(folder, record["error"])
         elif code == REFUSED:  # before there was a record to write

@@ -102,9 +102,25 @@ def bootstrap(
     return float(low), float(high)
 
 
-def over_documents(ours: list[Any], theirs: list[Any]) -> dict[str, Any]:
-    """What the choice of documents makes of a difference of trained models."""
-    if not ours or not theirs:
-        return {"evaluation": None, "these_models": None}
-    error = standard_error([(1, ours), (-1, theirs)])
-    return {"evaluation": error, "these_models": bootstrap(ours, theirs)}
+def over_documents(
+    ours: Mapping[int, Any], theirs: Mapping[int, Any], first: int | None = None
+) -> dict[str, Any]:
+    """What the choice of documents makes of a difference of trained models.
+
+    Args:
+      ours, theirs: seed -> the sums [2 documents] of an arm's and the baseline's trained model.
+      first: how many of the seeds that both have are taken; None = all.
+
+    Returns:
+      `evaluation`: its standard error; `these_models`: its interval; `these_seeds`: over how many seeds. None without.
+    """
+    seeds = [seed for seed in ours if seed in theirs][:first]
+    if not seeds:
+        return dict.fromkeys(("evaluation", "these_models", "these_seeds"))
+    one, other = ([side[seed] for seed in seeds] for side in (ours, theirs))
+    error = standard_error([(1, one), (-1, other)])
+    return {
+        "evaluation": error,
+        "these_models": bootstrap(one, other),
+        "these_seeds": len(seeds),
+    }

@@ -30,6 +30,8 @@ class Early:
         self, sweep: Path, plan: Mapping[str, Any], rule: Boundary, say: Callable[[str], None]
     ):
         self.sweep, self.plan, self.rule, self.say = sweep, plan, rule, say
+        self._found: dict[str, dict[int, float]] = {arm: {} for arm in plan["arms"]}
+        self._settled: set[str] = set()
 
     def held(self) -> set[str]:
         """The cells that no look wants, as things stand; every look and decision is logged and said once."""
@@ -40,13 +42,17 @@ class Early:
         return unwanted(self.plan, verdicts)
 
     def _values(self) -> dict[str, dict[int, float]]:
-        found: dict[str, dict[int, float]] = {arm: {} for arm in self.plan["arms"]}
+        """Arm -> seed -> value of the finished cells; the record of one that is finished is read once."""
         for cell in self.plan["cells"]:
-            record = read_record(self.sweep, cell["folder"])
-            value = record.get("metrics", {}).get(self.plan["metric"])
-            if record["status"] == "finished" and not cell["repeat"] and value is not None:
-                found[cell["arm"]][cell["seed"]] = float(value)
-        return found
+            folder = cell["folder"]
+            if cell["repeat"] or folder in self._settled:
+                continue
+            record = read_record(self.sweep, folder)
+            if record["status"] == "finished":
+                self._settled.add(folder)
+                if (value := record["metrics"].get(self.plan["metric"])) is not None:
+                    self._found[cell["arm"]][cell["seed"]] = float(value)
+        return self._found
 
 
 def seeds_of(plan: Mapping[str, Any]) -> list[int]:

@@ -25,9 +25,10 @@ from ablax.sweeps.cells import (
 )
 from ablax.sweeps.controller import Controller, State
 from ablax.sweeps.early import Early, rule_of
+from ablax.sweeps.halved import decide, halving_of
 from ablax.sweeps.inline import Inline
-from ablax.sweeps.keys import BRANCH, WINNER
-from ablax.sweeps.launchers import DONE, FAILED, Job, Launcher
+from ablax.sweeps.keys import BRANCH, TRIAL, WINNER
+from ablax.sweeps.launchers import DONE, FAILED, RETRIES, Job, Launcher
 from ablax.sweeps.plan import plan_of
 from ablax.sweeps.resolution import Resolved, check_portable, resolve_plan
 from ablax.sweeps.snapshot import package, snapshot
@@ -37,7 +38,6 @@ from ablax.training.groups import groups
 from ablax.training.phases import Phases
 from ablax.training.signals import signals
 
-RETRIES = 2
 MORE_GRACE = 30.0
 """Seconds that the controller has beyond its cells to end."""
 
@@ -45,7 +45,7 @@ MORE_GRACE = 30.0
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """How a sweep went: cells by `folder`, each `finished`, `failed`, `skipped` (finished before) or
-    `unneeded` (by the plan's looks, or a trial after its arm's winner has begun)."""
+    `unneeded` (by the plan's looks or halving, or a trial after its arm's winner has begun)."""
 
     workdir: Path
     statuses: Mapping[str, str]
@@ -135,10 +135,8 @@ def launch(
         if runs.prepares and not all(is_finished(workdir, job.folder) for job in jobs):
             _prepare(resolved, offline)
         phases.enter("step", 0)
-        rule = rule_of(content)
         reopen(workdir, content)
-        held = functools.partial(held_cells, workdir, content)
-        held = Early(workdir, content, rule, say).held if rule else held
+        held = _held(workdir, content, say)
         controller = Controller(workdir, jobs, runs, retries, say, show, held)
         with stop.breakable(False):
             try:
@@ -154,14 +152,31 @@ def launch(
     )
 
 
+def _held(
+    sweep: Path, plan: Mapping[str, Any], say: Callable[[str], None]
+) -> Callable[[], set[str]]:
+    """What tells which cells are not wanted, as things stand."""
+    if rule := rule_of(plan):
+        return Early(sweep, plan, rule, say).held
+    if halving := halving_of(plan):
+
+        def held() -> set[str]:
+            decide(sweep, plan, halving, say)
+            return held_cells(sweep, plan)
+
+        return held
+    return functools.partial(held_cells, sweep, plan)
+
+
 def _mates(
     resolved: Resolved, together: int, say: Callable[[str], None]
 ) -> dict[str, tuple[str, ...]]:
     """Cell -> the others that may train in one program with it; says how many programs there are, and why."""
     if together < 2:
         return {}
-    # What a winner among trials is, is not known yet, and branches start from states of their own.
-    folders = [cell.folder for cell in resolved.cells if not cell.links.keys() & {WINNER, BRANCH}]
+    # What a winner among trials is, is not known yet; branches start from states of their own; who pauses is alone.
+    alone = {WINNER, BRANCH, *([TRIAL] if halving_of({"analysis": resolved.analysis}) else [])}
+    folders = [cell.folder for cell in resolved.cells if not cell.links.keys() & alone]
     found = groups([resolved.experiments[folder] for folder in folders], together)
     for group in found:
         names = [folders[index] for index in group.members]
@@ -221,7 +236,7 @@ def _worker(
             offline=offline,
             progress=progress,
         )
-        return DONE if record["status"] == "finished" else FAILED
+        return FAILED if record["status"] == "failed" else DONE
 
     return work
 

@@ -12,6 +12,8 @@ LAUNCHERS = {
     "ray": "ablax.sweeps.ray_tasks:RayTasks",
 }
 """Name -> class; a module is imported only when its launcher is asked for."""
+RETRIES = 2
+"""How many times more a cell is tried that fails for a reason that may pass."""
 DONE, FAILED, REFUSED, TAKEN, PREEMPTED = 0, 1, 2, 3, 75
 """Exit codes of a job (see `ablax.commands.output`)."""
 

@@ -108,7 +108,7 @@ def slots_of(
       most: how many cells run at once, or None for as many as there is room for.
 
     Raises:
-      RequestError: if a cell would need more than there is.
+      RequestError: if a cell would need more than there is, or another device.
     """
     for name, value in (
         ("cores_per_cell", cores_per_cell),
@@ -120,6 +120,11 @@ def slots_of(
     machine = probe()
     cores = sorted(os.sched_getaffinity(0))
     kind = "cpu" if platform == "cpu" else machine.accelerator or "cpu"
+    if platform not in (None, kind):
+        hidden = " (CUDA_VISIBLE_DEVICES hides every GPU)" if machine.hidden else ""
+        raise RequestError(
+            f"--platform={platform}: this machine shows no such device{hidden}; run ablax doctor, or --platform=cpu"
+        )
     if kind == "tpu":  # one process has all of them
         return [{"cores": tuple(cores)}]
     if kind == "cpu":
@@ -131,7 +136,7 @@ def slots_of(
         groups = _groups(cores, each, "cores_per_cell")
         return [{"cores": group} for group in groups][:most]
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = chosen.split(",") if chosen else [str(index) for index in range(len(machine.gpus))]
+    gpus = [str(i) for i in range(len(machine.gpus))] if chosen is None else chosen.split(",")
     groups = _groups(gpus, gpus_per_cell or 1, "gpus_per_cell")[:most]
     each = cores_per_cell or max(1, len(cores) // len(groups))
     shares = _groups(cores, each, "cores_per_cell")

@@ -28,6 +28,7 @@ from ablax.sweeps.boundaries import Spending as Spending
 from ablax.sweeps.branch import branch as branch
 from ablax.sweeps.draws import random as random
 from ablax.sweeps.fractions import fraction_of
+from ablax.sweeps.halving import Halving as Halving
 from ablax.sweeps.keys import ARM as ARM
 from ablax.sweeps.keys import REPEAT as REPEAT
 from ablax.sweeps.keys import SEED as SEED
@@ -49,12 +50,14 @@ class Plan:
       baseline: the arm that the others are compared with; the first one's name when None.
       looks: a boundary, `Spending` or `Anytime`, by which arms may stop before all their seeds have run; None for one
         look, at the end.
+      halving: rungs at which trials of `tuned` stop that are behind; None to train all of them to their end.
     """
 
     cells: Sequence[Mapping[str, Any]]
     metric: str = "bits_per_byte"
     baseline: str | None = None
     looks: Boundary | None = None
+    halving: Halving | None = None
 
 
 def plan_of(made: Any) -> Plan:
@@ -69,6 +72,10 @@ def plan_of(made: Any) -> Plan:
     if plan is None:
         raise RequestError(
             f"get_sweep() must return a Plan or a list of dicts of dotted path -> value, not {made!r}"
+        )
+    if plan.looks is not None and plan.halving is not None:
+        raise RequestError(
+            "the plan has looks and halving: looks test arms and halving chooses among trials; leave out one of both"
         )
     if not plan.cells:
         raise RequestError(

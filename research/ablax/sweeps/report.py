@@ -90,19 +90,21 @@ def report(
     noises = noise(
         {arm: own for arm, own in values.items() if arm not in {*diverged(values), *bound}},
         repeats_of(plan, records, metric, values),
-        [e for own in sums.values() for one in own if (e := standard_error([(1, [one])]))],
+        [e for own in sums.values() for s in own.values() if (e := standard_error([(1, [s])]))],
     )
     checked = audit(sweep, plan, marked(plan, rule, values, records) if rule else records)
     arms = []
     for arm, own in values.items():
         row = row_of(arm, by_arm[arm], own, against.get(arm), arm in bound)
         if arm != baseline:
+            # A look takes the plan's first seeds, whatever else has finished.
+            first = against[arm].n if rule and arm in against else None
             row |= {
                 "same_batches": same_batches(sweep, plan, arm, values),
                 "changes": changes(sweep, plan, arm),
-                **over_documents(sums.get(arm, []), sums.get(baseline, [])),
+                **over_documents(sums.get(arm, {}), sums.get(baseline, {}), first),
             }
-            count = sums[arm][0].shape[1] if sums.get(arm) else 0
+            count = next((one.shape[1] for one in sums.get(arm, {}).values()), 0)
             row["floor"] = floor(noises, row["n"], row["evaluation"], count)
             row["star"] = starred(row["difference"], row["p_holm"], row["floor"])
         row["exploratory"] = bool(exploratory) or arm in checked["added"]
@@ -159,14 +161,18 @@ def _reasons(
 
 
 def _sums(
-    sweep: Path, plan: Mapping[str, Any], records: Mapping[str, dict], metric: str, arms: Any
-) -> dict[str, list[Any]]:
-    """Arm -> sums over documents of the trained models, in the order of the seeds, where every one has them."""
+    sweep: Path,
+    plan: Mapping[str, Any],
+    records: Mapping[str, dict],
+    metric: str,
+    values: Mapping[str, Mapping[int, float]],
+) -> dict[str, dict[int, Any]]:
+    """Arm -> seed -> sums over documents of the trained model, where all that finished have them."""
     found = {}
-    for arm in arms:
-        folders = [cell["folder"] for cell in _cells(plan, arm)]
-        read = [read_sums(sweep / folder, records[folder], metric) for folder in folders]
-        if read and all(one is not None for one in read):
+    for arm, own in values.items():
+        folders = {c["seed"]: c["folder"] for c in _cells(plan, arm) if c["seed"] in own}
+        read = {seed: read_sums(sweep / f, records[f], metric) for seed, f in folders.items()}
+        if all(one is not None for one in read.values()):
             found[arm] = read
     return found
 

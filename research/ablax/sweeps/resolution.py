@@ -10,6 +10,7 @@ from ablax.experiment import resolve
 from ablax.sweeps.branches import check_branches
 from ablax.sweeps.cells import Cell, analysis_of, cells_of
 from ablax.sweeps.early import seeds_of
+from ablax.sweeps.halved import check_halving
 from ablax.sweeps.plan import plan_of
 from ablax.sweeps.solved import solved
 from ablax.training.evaluators import metrics_of
@@ -55,6 +56,8 @@ def resolve_plan(
         except RequestError as error:
             raise RequestError(f"arm {cell.arm!r}: {error}") from None
     check_branches(cells, experiments, offline)
+    if plan.halving is not None:
+        check_halving(plan.halving, cells, experiments)
     known = sorted({name for one in experiments.values() for name in metrics_of(one)})
     if plan.metric not in known:
         raise RequestError(f"metric={plan.metric}: no arm reports it{suggest(plan.metric, known)}")

@@ -42,7 +42,8 @@ def row_of(
         "seeds_needed": _seeds_needed(against),
         **_costs(runs),
         "values": dict(sorted(values.items())),
-        **dict.fromkeys(("same_batches", "changes", "evaluation", "these_models", "floor")),
+        **dict.fromkeys(("same_batches", "changes", "evaluation", "these_models", "these_seeds")),
+        "floor": None,
         "star": False,
         "tangled": tangled,
     }

@@ -96,7 +96,8 @@ def responses(found: Mapping[str, Any]) -> list[str]:
 def documents(found: Mapping[str, Any]) -> list[str]:
     """How these trained models differ on other documents: no claim about a method."""
     lines = [
-        f"{row['arm']}: {row['these_models'][0]:+.4f} to {row['these_models'][1]:+.4f}"
+        f"{row['arm']}, {row['these_seeds']} seed{'s' * (row['these_seeds'] != 1)} of both: "
+        f"{row['these_models'][0]:+.4f} to {row['these_models'][1]:+.4f}"
         for row in found["arms"]
         if row["these_models"] is not None
     ]

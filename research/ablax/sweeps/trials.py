@@ -6,6 +6,7 @@ from typing import Any
 
 from ablax.run import RunFolder, write_json
 from ablax.sweeps.cells import read_record, record_path
+from ablax.sweeps.halved import as_decided, halving_of
 from ablax.sweeps.keys import BESIDE, BRANCH, TRIAL, WINNER
 from ablax.sweeps.tuned import Trial, has_ended, ready, trials_of, tuning
 
@@ -14,7 +15,9 @@ def trials_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, list[Trial]]:
     """Arm -> its trials, as they stand in the sweep's folder; empty for a plan without tuning."""
     cells = [cell.get("links", {}) for cell in plan["cells"]]
     records = [read_record(sweep, cell["folder"]) for cell in plan["cells"]]
-    return trials_of(cells, records, plan["metric"])
+    trials = trials_of(cells, records, plan["metric"])
+    rule = halving_of(plan)
+    return trials if rule is None else as_decided(sweep, plan, rule, trials, records)
 
 
 def tuning_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -23,19 +26,21 @@ def tuning_in(sweep: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]
 
 
 def held_cells(sweep: Path, plan: Mapping[str, Any]) -> set[str]:
-    """The cells that wait for trials or their trunk, by folder, and the trials that come too late: those of arms whose
-    winner has begun. Another winner would be trained for some of the arm's seeds only."""
+    """The cells that wait for trials or their trunk, by folder, the trials that halving holds, and those that come too
+    late: of arms whose winner has begun. Another winner would be trained for some of the arm's seeds only."""
     trials = trials_in(sweep, plan)
     begun = {
         cell["links"][WINNER]["of"]
         for cell in plan["cells"]
         if WINNER in cell["links"] and RunFolder(sweep / cell["folder"]).exists()
     }
+    halved = {t.name for own in trials.values() for t in own if t.status in ("paused", "stopped")}
     return {
         cell["folder"]
         for cell in plan["cells"]
         if not ready(cell["links"], trials)
         or cell["links"].get(TRIAL, {}).get("of") in begun
+        or (TRIAL in cell["links"] and cell["arm"] in halved)
         or _waits(sweep, cell)
     }
 

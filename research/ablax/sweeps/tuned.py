@@ -11,6 +11,7 @@ from jaxtyping import Float
 from ablax.config import RequestError
 from ablax.history import higher_is_better
 from ablax.sweeps.draws import random
+from ablax.sweeps.halving import SELECTION, Rung
 from ablax.sweeps.keys import ARM, SEED, TRIAL, WINNER
 
 SPLIT = "evaluation.split"
@@ -60,7 +61,7 @@ def tuned(
             raise RequestError(f"tuned: arm {arm[ARM]!r} sets {path}, which tuning sets; leave it")
         for index, draw in enumerate(draws):
             cell = {**arm, **draw, SPLIT: select_on, SEED: trial_seed}
-            cell[ARM] = f"{arm[ARM]},trial {index}"
+            cell[ARM] = name_of(arm[ARM], index)
             cells.append({**cell, TRIAL: {"of": arm[ARM], "trial": index, "draw": draw}})
         cells += [
             {**arm, SPLIT: report_on, SEED: seed, WINNER: {"of": arm[ARM], "trials": len(draws)}}
@@ -79,19 +80,35 @@ def _drawn(knobs: Any, trials: int | None, seed: int) -> Sequence[Mapping[str, A
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """A trial of an arm as far as it got: `status` of its record, `running` while it will be tried again, and the
-    metric of a finished one."""
+    """A trial of an arm as far as it got.
+
+    Attributes:
+      status: of its record; `running` while it will go on or be tried again, `stopped` if halving let others go on.
+      value: the metric of a finished one.
+      rung: where it has paused, if nobody promoted it from there.
+    """
 
     arm: str
     index: int
     draw: Mapping[str, Any]
     status: str
     value: float | None
+    rung: Rung | None = None
+
+    @property
+    def name(self) -> str:
+        """What its cell is called."""
+        return name_of(self.arm, self.index)
 
     @property
     def ended(self) -> bool:
         """Whether nothing more will come of it."""
-        return self.status in ("finished", "failed")
+        return self.status in ("finished", "failed", "stopped")
+
+
+def name_of(arm: str, index: int) -> str:
+    """A trial's name among the arms of a plan."""
+    return f"{arm},trial {index}"
 
 
 def trials_of(
@@ -189,7 +206,16 @@ def lines_of(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if one["edges"]:
             line += f", at the edge of what was tried in {', '.join(one['edges'])}: a better one may lie beyond"
         curve = ", ".join(f"{best:.4f}" for best in one["curve"])
-        lines.append(f"{line}. Expected best of 1, 2, ... trials: {curve}")
+        lines.append(line + f". Expected best of 1, 2, ... trials: {curve}" * bool(curve))
+    for arm, one in found.items():
+        if one["stopped"]:
+            told = (
+                "trial {trial} at step {rung} (place {place} of {reported})".format(**s)
+                for s in one["stopped"]
+            )
+            lines.append(f"{arm}: stopped by halving: {', '.join(told)}")
+    if any(one["stopped"] for one in found.values()):
+        lines.append(SELECTION)
     if lines:
         lines.append(
             "trials are compared on the split of selection; the table has the winners alone, trained anew with other "
@@ -200,14 +226,22 @@ def lines_of(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def tuning(trials: Mapping[str, Sequence[Trial]], metric: str) -> dict[str, dict[str, Any]]:
     """What a report says of tuning, per arm: `trials`, `failed`, `winner` (its knobs), `value` on the split of
-    selection, `edges`, `curve` (expected best against the number of trials); `why` where no trial has won."""
+    selection, `edges`, `curve` (expected best against the number of trials); `why` where no trial has won; `stopped`:
+    `trial`, `rung`, `place`, `reported` of each that halving stopped, after which there is no curve: the values of
+    those that finished are no draws."""
     found: dict[str, dict[str, Any]] = {}
     for arm, own in trials.items():
         values = [t.value for t in own if t.value is not None and math.isfinite(t.value)]
+        stopped = [(t.index, t.rung) for t in own if t.status == "stopped" and t.rung]
+        curve = [] if stopped else expected_best(values, higher_is_better(metric)).tolist()
         found[arm] = {
             "trials": len(own),
-            "failed": sum(t.ended for t in own) - len(values),
-            "curve": expected_best(values, higher_is_better(metric)).tolist(),
+            "failed": sum(t.ended for t in own) - len(values) - len(stopped),
+            "curve": curve,
+            "stopped": [
+                {"trial": i, "rung": r.rung, "place": r.place, "reported": r.reported}
+                for i, r in stopped
+            ],
         }
         try:
             best = winner(own, metric)

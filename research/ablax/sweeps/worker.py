@@ -18,9 +18,10 @@ from ablax.config import RequestError, suggest
 from ablax.experiment import resolve
 from ablax.lease import Lease
 from ablax.members import train_members
-from ablax.run import Preempted, RunFailed, RunFolder, code_state, versions, write_json
+from ablax.run import Paused, Preempted, RunFailed, RunFolder, code_state, versions, write_json
 from ablax.sweeps.branches import own_part, start
 from ablax.sweeps.cells import Cell, lease_path, read_plan, read_record, record_path
+from ablax.sweeps.halved import is_held_back, next_rung, pause
 from ablax.sweeps.keys import BRANCH, WINNER
 from ablax.sweeps.snapshot import package
 from ablax.sweeps.trials import trials_in
@@ -91,7 +92,7 @@ def run_cell(
       analysis: hash of the plan's analysis, which the run keeps.
 
     Returns:
-      The record, `finished` or `failed`.
+      The record, `finished`, `failed`, or `paused` at a rung of the plan's halving.
 
     Raises:
       Taken: if another process holds the cell's lease.
@@ -101,7 +102,9 @@ def run_cell(
     if lease is None:
         raise Taken(f"another process runs {cell.folder}")
     with lease:
-        started = begin(sweep, cell)
+        if is_held_back(sweep, cell):
+            return read_record(sweep, cell.folder)
+        started, rung = begin(sweep, cell), next_rung(sweep, cell)
         if started["status"] == "finished":
             return started
         with counted() as programs:
@@ -116,7 +119,10 @@ def run_cell(
                     progress=progress,
                     say=say,
                     sweep=origin(cell, analysis),
+                    until=rung,
                 )
+            except Paused:
+                return pause(sweep, cell, experiment.evaluation.split, started)
             except Preempted:
                 raise
             except Exception as error:
@@ -134,6 +140,7 @@ def begin(sweep: Path, cell: Cell) -> dict[str, Any]:
         "started": time.time(),
         "attempts": before.get("attempts", 0) + 1,
         "host": platform.node(),
+        **({"rungs": before["rungs"]} if "rungs" in before else {}),
     }
     write_json(record_path(sweep, cell.folder), started)
     return started

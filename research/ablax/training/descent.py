@@ -235,7 +235,8 @@ class Descent:
             params = program.evaluation_params(state)
             hyper = state.hyper.get("model", {})
             with contextlib.suppress(Stopped):
-                record = evaluator.neural(program.module, params, hyper, step, step == clock.total)
+                last = step in (clock.total, stop.until)
+                record = evaluator.neural(program.module, params, hyper, step, last)
                 # Which checkpoint is the best, and so is kept, must not depend on the last bit of a rank's arithmetic.
                 return others.share("record", record, experiment.heartbeat.patience)
 
@@ -262,6 +263,7 @@ class Descent:
                 log=experiment.writers.every,
                 evaluate=clock(experiment.evaluation.every),
                 save=clock(experiment.checkpoint.every),
+                until=stop.until,
             ),
             meter=Meter(Speed.of(experiment, self.corpus.tokenizer.vocab_size, jax.devices())),
             write=writers.write,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ablax.run import Preempted
+from ablax.run import Paused, Preempted
 from ablax.training.every import Every
 from ablax.training.guard import why_refused
 from ablax.training.meter import Meter
@@ -62,12 +62,15 @@ class Loop:
         Raises:
           Diverged, Rewind: see `Recovery.decide`; a state that is not finite is never saved.
           Preempted: after the state was saved, if `stop` asked for it.
+          Paused: after it was evaluated and saved at the step to which it was to go.
           Stopped: if it asked for it before the first step was made: there is nothing new to save.
         """
         self.seat.state, start = state, int(state.step)
         self.first = self.saved = start
         if owed:
             self.conclude(start, evaluating=True, saving=self.every.saves(start))
+        if start == self.every.until:  # saved there, and ended before anybody knew
+            raise self.paused(start)
         while True:
             try:
                 yield from self.advance(int(self.seat.state.step))
@@ -131,11 +134,17 @@ class Loop:
         if saving or reason:
             self.phases.enter("save", done)
             going_on = {"meter": self.meter.state(), "owed": owed, "guard": self.recovery.state()}
-            ending = bool(reason) or done == self.every.total
+            ending = bool(reason) or done in (self.every.total, self.every.until)
             self.save(done, state, record, going_on, ending)
             self.saved = done
         if reason and (owed or done < self.every.total):
             raise self.preempted(reason, done)
+        if done == self.every.until:
+            raise self.paused(done)
+
+    def paused(self, done: int) -> Paused:
+        """What ends a run that is to go on another time."""
+        return Paused(f"paused at step {done} of {self.every.total}")
 
     def preempted(self, reason: str, done: int) -> Preempted:
         """What ends a run that was saved at a step."""

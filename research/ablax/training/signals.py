@@ -37,9 +37,14 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether somebody wants the run to end: called, it says why, or None."""
+    """Whether somebody wants the run to end: called, it says why, or None.
+
+    Attributes:
+      until: the step at which the run is to pause, known before; None for none.
+    """
 
     def __init__(self):
+        self.until: int | None = None
         self.reason: str | None = None
         self._first, self._breakable = 0.0, True
 
