@@ -1,14 +1,16 @@
 """A trained model, frozen, with what it can do: score, generate, fill, apply."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ablax import placement
 from ablax.config import RequestError, traced
 from ablax.data.tokenizers import Tokenizer, load_tokenizer
 from ablax.evaluation.ngram_scoring import score_documents_by_ngram
@@ -21,6 +23,7 @@ from ablax.generation.completion import Completion
 from ablax.generation.decoders import NgramDecoder
 from ablax.generation.filling import Filling, fill
 from ablax.generation.generate import complete, generate
+from ablax.generation.prompts import Prompt
 from ablax.generation.sampling import Sampling
 from ablax.generation.stepwise import Stepwise
 from ablax.models.ngram import Ngram
@@ -30,6 +33,7 @@ from ablax.training.checkpoints import Checkpoints
 from ablax.training.compilation import keep_programs
 from ablax.training.fitting import FITTED
 from ablax.training.manifest import check_file
+from ablax.training.parallel import ParallelConfig, layout_of
 from ablax.training.session import Clock, abstract_state, best_metric, build_program
 from ablax.training.state import scalars, without_hyper
 from ablax.training.thinned import evaluated_only, evaluated_params
@@ -46,6 +50,7 @@ class Model:
       tokenizer: the run's tokenizer.
       step: the checkpoint's step.
       hyper: the model's traced knobs as float32 scalars.
+      layout: the devices that share the work; see `over`.
     """
 
     config: Experiment
@@ -54,6 +59,7 @@ class Model:
     tokenizer: Tokenizer
     step: int
     hyper: Mapping[str, Any]
+    layout: placement.Over = contextlib.nullcontext
 
     @property
     def kind(self) -> str:
@@ -77,6 +83,20 @@ class Model:
         if causal != self.config.objective.CAUSAL:
             other = "fill" if causal else "generate and score"
             raise RequestError(f"a {self.kind} cannot {what}; it can {other}")
+
+    def over(self, **parallel: Any) -> "Model":
+        """The same model over several devices, which share the parameters and the rows that it scores and continues.
+
+        Args:
+          **parallel: see `ParallelConfig`: data=2, tensor=4.
+
+        Raises:
+          RequestError: if the devices do not fit, or nothing can be split.
+        """
+        if isinstance(self.module, Ngram):
+            raise RequestError(f"a {self.kind} runs on the host; it cannot lie over devices")
+        layout = layout_of(ParallelConfig(**parallel), jax.devices())
+        return dataclasses.replace(self, params=layout.put(self.params), layout=layout)
 
     def score(
         self,
@@ -107,61 +127,44 @@ class Model:
             context_length=context or self.config.data.sequence_length,
             stride=stride,
             batch_rows=batch_rows,
+            over=self.layout,
         )
         return scores
 
     def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        num_return_sequences: int = 1,
-        num_beams: int = 1,
-        length_penalty: float = 1.0,
-        early_stopping: bool | Literal["never"] = False,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        stop_tokens: Sequence[int] = (),
-        alternatives: int = 0,
-        echo: bool = False,
-        **sampling: Any,
+        self, prompts: str | Sequence[Prompt], *, cache_dtype: str | None = None, **options: Any
     ) -> list[list[Completion]]:
         """Continuations of each prompt.
 
         Args:
-          max_new_tokens: tokens per continuation at most; as many as fit, 64 at most, when None.
-          num_beams, length_penalty, early_stopping: a search in place of sampling (see `Beams`).
-          max_length, stop, stop_tokens, alternatives, echo: see `complete`.
-          **sampling: temperature, top_k, top_p, typical_p, frequency_penalty and others (see `Sampling`).
+          cache_dtype: of a Transformer's keys and values, float32 or bfloat16; the model's when None.
+          **options: of `complete`: max_new_tokens (as many as fit, 64 at most, when None), max_length, stop, echo and
+            others; of `Sampling`: temperature, top_k, top_p, frequency_penalty and others; of `Beams`: num_beams,
+            length_penalty, early_stopping.
 
         Raises:
           RequestError: if the model is not causal, or see `complete`.
         """
         self.require(True, "generate")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        options: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "max_length": max_length,
-            "num_return_sequences": num_return_sequences,
-            "beams": Beams(num_beams, length_penalty, early_stopping),
-            "seed": seed,
-            "stop": stop,
-            "stop_tokens": list(stop_tokens),
-            "alternatives": alternatives,
-            "echo": echo,
-            "sampling": Sampling(**sampling),
-            "add_bos": self.marked,
-        }
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        for name, cls in (("sampling", Sampling), ("beams", Beams)):
+            fields = [field.name for field in dataclasses.fields(cls) if field.name in options]
+            options[name] = cls(**{field: options.pop(field) for field in fields})
+        options["add_bos"] = self.marked
         if isinstance(self.module, Ngram):
-            engine = Stepwise(NgramDecoder(self.module))
-            return complete(engine, self.tokenizer, prompts, **options)
+            if cache_dtype is not None:
+                raise RequestError(
+                    f"cache_dtype={cache_dtype}: a {self.kind} keeps no keys and values"
+                )
+            return complete(Stepwise(NgramDecoder(self.module)), self.tokenizer, prompts, **options)
         return generate(
             self.module,
             self.params,
             self.tokenizer,
             prompts,
             hyper=self.hyper,
+            cache_dtype=cache_dtype,
+            over=self.layout,
             **options,
         )
 

@@ -27,6 +27,9 @@ AXES: Mapping[str, tuple[str, ...]] = {
 
 Weights = Callable[[str, Any], Any]
 
+Over = Callable[[], contextlib.AbstractContextManager[None]]
+"""Makes a context in which a program is traced: an engine's `over`, whose devices then share the rows of a batch."""
+
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 _weights: contextvars.ContextVar[Weights | None] = contextvars.ContextVar("weights", default=None)
 

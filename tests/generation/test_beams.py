@@ -71,6 +71,21 @@ def test_with_a_beam_for_each_prefix_it_is_the_best_of_all_texts(penalty):
         assert found.scores[row] == pytest.approx(total, rel=1e-5)
 
 
+def test_never_waits_for_what_a_longer_text_may_still_score():
+    """Catches: the present length in place of the longest one, which says that no better text can come."""
+    table, rules = Table(6, seed=3), GREEDY.controls([EOS, 0])
+    likely, possible = (
+        Stepwise(table).search([[1]], rules, 8, Beams(3, early_stopping=rule))
+        for rule in (False, "never")
+    )
+    assert likely.scores is not None
+    assert possible.scores is not None
+    assert likely.counts.tolist() == [6, 2, 6]
+    assert possible.counts.tolist() == [8, 6, 2]
+    np.testing.assert_allclose(likely.scores[:2], possible.scores[1:], rtol=1e-5)
+    assert possible.scores[0] > likely.scores[0]
+
+
 def test_where_there_are_fewer_texts_than_beams_the_rest_is_none():
     """Catches: the same text several times, in the places of the beams that started without one."""
     found = Stepwise(Table(3)).search([[1]], GREEDY.controls([EOS]), 3, Beams(20))

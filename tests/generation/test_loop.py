@@ -21,6 +21,7 @@ from ablax.generation.samplers import row_keys
 from ablax.generation.sampling import Controls, Sampling
 from ablax.generation.steps import bucket, history_of
 from ablax.generation.stepwise import Stepwise
+from ablax.models.cache import write_layer
 from ablax.models.ngram import NgramConfig
 from ablax.models.transformer import DecoderConfig
 from tiny_models import build
@@ -106,7 +107,11 @@ def test_a_cache_of_the_window_equals_no_cache(windowed):
 def test_the_caches_dtype_is_the_callers(windowed, mean):
     """Catches: a dtype that is not passed on, attention that computes in the cache's dtype."""
     model, narrow = windowed, dataclasses.replace(engine(windowed), cache_dtype="bfloat16")
-    assert stepper(model.module, "bfloat16").empty(1, 9).key.dtype == jnp.bfloat16
+    cache = stepper(model.module, "bfloat16").empty(1, 9)
+    assert cache.key.dtype == jnp.bfloat16
+    new, layer = jnp.ones((1, 1, 2, 8)), jnp.zeros((), jnp.int32)
+    stored, seen = write_layer(cache.key, new, layer, cache.slots)
+    assert (stored.dtype, seen.dtype) == (jnp.bfloat16, jnp.float32)
     exact = engine(model).decode(PROMPTS, keys(), GREEDY, NEW)
     rounded = narrow.decode(PROMPTS, keys(), GREEDY, NEW)
     for row in range(3):  # as long as the texts agree

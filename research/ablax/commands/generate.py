@@ -76,6 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--echo", action="store_true", help="tell the log-probabilities of the prompt's tokens too"
     )
+    parser.add_argument(
+        "--cache_dtype",
+        choices=("float32", "bfloat16"),
+        help="of a Transformer's keys and values (default: the model's)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     flags.add_step(parser)
     flags.add_platform(parser)
@@ -111,6 +116,7 @@ def run(args: argparse.Namespace) -> None:
         logit_bias=dict(args.logit_bias),
         alternatives=args.alternatives,
         echo=args.echo,
+        cache_dtype=args.cache_dtype,
         **options,
     )
     for prompt, completions in zip(args.prompt, found, strict=True):

@@ -29,11 +29,10 @@ from ablax.evaluation.pieces import (
 from ablax.evaluation.scores import MetricIdentity, Scores
 from ablax.generation.decoders import position_limit
 from ablax.objectives.causal import token_losses
+from ablax.placement import Over
 
 Batch = dict[str, np.ndarray]
 Put = Callable[[Batch], Mapping[str, Any]]
-Over = Callable[[], contextlib.AbstractContextManager]
-"""Makes a context in which the program is traced: an engine's `over`, whose devices then share the rows of a batch."""
 
 _INPUTS = ("tokens", "targets", "positions", "segment_ids")
 

@@ -1,5 +1,6 @@
 """Text in, text out: prompts are encoded, continued by an engine, decoded, cut at stop strings."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from ablax import placement
 from ablax.config import RequestError
 from ablax.data.tokenizer import Tokenizer
 from ablax.generation.beams import Beams
@@ -244,6 +246,7 @@ def generate(
     *,
     hyper: Mapping[str, Any],
     cache_dtype: str | None = None,
+    over: placement.Over = contextlib.nullcontext,
     **options: Any,
 ) -> list[list[Completion]]:
     """Continues prompts with a causal Linen module.
@@ -253,11 +256,12 @@ def generate(
       hyper: the model's traced knobs.
       cache_dtype: of a Transformer's keys and values, float32 or bfloat16 (half the memory, a little noise); the
         model's when None.
+      over: says which devices share the work; see `placement.over`.
       options: see `complete`.
 
     Raises:
       RequestError: see `complete`.
     """
     limit = position_limit(module)
-    engine = Compiled(module, params, hyper, tokenizer.vocab_size, limit, cache_dtype)
+    engine = Compiled(module, params, hyper, tokenizer.vocab_size, limit, cache_dtype, over)
     return complete(engine, tokenizer, prompts, **options)

@@ -1,5 +1,6 @@
 """The decode loop: prompts to tokens, as one compiled program for neural models."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from ablax import placement
 from ablax.generation.beams import Beams, Hypotheses, search_all
 from ablax.generation.decoders import Prompts, stepper
 from ablax.generation.reading import read_prompts
@@ -82,27 +84,42 @@ class Engine(Protocol):
         ...
 
 
-@functools.partial(jax.jit, static_argnames=("model", "new_tokens", "vocab_size", "alternatives"))
-def _start(
-    model, params, hyper, prompts, rules, until, *, new_tokens, vocab_size, alternatives
-) -> State:
-    sizes = new_tokens, vocab_size, alternatives
-    state = begin(model, params, hyper, prompts, rules.controls, *sizes)
-    return run_until(model, params, hyper, state, rules, until)
+SIZES = ("new_tokens", "vocab_size", "alternatives")
 
 
-@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
-def _continue(model, params, hyper, state, rules, until) -> State:
-    return run_until(model, params, hyper, state, rules, until)
+def _by_rows(tree: Any) -> Any:
+    """Rows shared by the devices; everything else whole on each."""
+    return jax.tree.map(lambda x: placement.constrain(x, "B S"[: 2 * x.ndim - 1]), tree)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("model", "beams", "new_tokens", "vocab_size", "alternatives")
-)
+def _readable(state: State) -> State:
+    """What the host reads is whole on every device."""
+    chosen, counts, done = jax.tree.map(placement.whole, (state.chosen, state.counts, state.done))
+    return dataclasses.replace(state, chosen=chosen, counts=counts, done=done)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "over", *SIZES))
+def _start(model, params, hyper, prompts, rules, until, over, **sizes) -> State:
+    with over():
+        prompts = _by_rows(prompts)
+        state = begin(model, params, hyper, prompts, rules.controls, **sizes)
+        return _readable(run_until(model, params, hyper, state, rules, until))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "over"), donate_argnames=("state",))
+def _continue(model, params, hyper, state, rules, until, over) -> State:
+    with over():
+        return _readable(run_until(model, params, hyper, state, rules, until))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "beams", "over", *SIZES))
 def _search(
-    model, params, hyper, prompts, rules, length_penalty, until, *, beams, **sizes
+    model, params, hyper, prompts, rules, length_penalty, until, over, *, beams, **sizes
 ) -> Hypotheses:
-    return search_all(model, params, hyper, prompts, rules, length_penalty, until, beams, sizes)
+    with over():
+        inputs = _by_rows(prompts), rules, length_penalty, until
+        found = search_all(model, params, hyper, *inputs, beams, sizes)
+        return jax.tree.map(placement.whole, found)
 
 
 def _decoded(chosen: Chosen, counts: Any, rows: int) -> Decoded:
@@ -151,6 +168,7 @@ class Compiled:
       hyper: the model's traced knobs.
       max_length: None for models without learned positions.
       cache_dtype: see `stepper`.
+      over: says which devices share the rows of a batch, and the parameters if they lie so.
     """
 
     module: nn.Module
@@ -159,6 +177,7 @@ class Compiled:
     vocab_size: int
     max_length: int | None = None
     cache_dtype: str | None = None
+    over: placement.Over = contextlib.nullcontext
 
     def decode(
         self,
@@ -185,6 +204,7 @@ class Compiled:
             padded,
             rules,
             np.int32(until),
+            self.over,
             new_tokens=bucket(last),
             vocab_size=self.vocab_size,
             alternatives=told(alternatives, self.vocab_size),
@@ -195,7 +215,7 @@ class Compiled:
             if bool(state.done.all()):
                 break
             until = min(until + CHUNK, last)
-            state = _continue(*shared, state, rules, np.int32(until))
+            state = _continue(*shared, state, rules, np.int32(until), self.over)
         return _decoded(state.chosen, state.counts, rows)
 
     def read(self, prompts: Sequence[Sequence[int]], alternatives: int = 0) -> Decoded:
@@ -203,7 +223,9 @@ class Compiled:
         columns = bucket(max(1, *(len(prompt) - 1 for prompt in prompts)))
         padded = Prompts.pad(prompts, row_bucket(len(prompts)), columns)
         count = told(alternatives, self.vocab_size)
-        chosen = read_prompts(self.module, self.params, self.hyper, padded, alternatives=count)
+        chosen = read_prompts(
+            self.module, self.params, self.hyper, padded, self.over, alternatives=count
+        )
         found = empty(len(prompts), columns, count)
         for row, prompt in enumerate(prompts):
             found.counts[row] = count = len(prompt) - 1
@@ -234,6 +256,7 @@ class Compiled:
             rules,
             np.float32(beams.length_penalty),
             limits.max(),
+            self.over,
             beams=dataclasses.replace(beams, length_penalty=0.0),
             new_tokens=bucket(int(limits.max())),
             vocab_size=self.vocab_size,

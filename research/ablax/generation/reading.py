@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ablax import placement
 from ablax.generation.decoders import Decoder, Prompts
 from ablax.generation.samplers import Chosen, measured
 
 
-@functools.partial(jax.jit, static_argnames=("module", "alternatives"))
+@functools.partial(jax.jit, static_argnames=("module", "over", "alternatives"))
 def read_prompts(
     module: nn.Module,
     params: Any,
     hyper: Mapping[str, Any],
     prompts: Prompts,
+    over: placement.Over,
     *,
     alternatives: int,
 ) -> Chosen:
@@ -34,7 +36,8 @@ def read_prompts(
         return measured(logits[0], targets, alternatives)
 
     rows = prompts.context, positions, real.astype(jnp.int32), following
-    return jax.lax.map(read, rows)
+    with over():
+        return jax.tree.map(placement.whole, jax.lax.map(read, rows))
 
 
 _measured = jax.jit(measured, static_argnames="alternatives")

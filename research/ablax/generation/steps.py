@@ -79,6 +79,7 @@ def begin(
     hyper: Mapping[str, Any],
     prompts: Prompts,
     controls: Controls,
+    *,
     new_tokens: int,
     vocab_size: int,
     alternatives: int,

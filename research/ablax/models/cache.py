@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from ablax.placement import constrain
 from ablax.shapes import Array, Float, Int, typed
 
 
@@ -62,8 +63,8 @@ class KeyValueCache(struct.PyTreeNode):
         shape = (layers, batch, length, kv_heads, head_width)
         marks = jnp.zeros((batch, length), jnp.int32)
         return cls(
-            key=jnp.zeros(shape, dtype),
-            value=jnp.zeros(shape, dtype),
+            key=constrain(jnp.zeros(shape, dtype), "L B S K H"),
+            value=constrain(jnp.zeros(shape, dtype), "L B S K H"),
             positions=marks,
             segment_ids=marks,
             slots=Slots(jnp.zeros((), jnp.int32), ring),

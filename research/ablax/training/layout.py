@@ -34,6 +34,19 @@ class Layout:
         """See `placement.over`."""
         return placement.over(self.mesh, self._layer)
 
+    def put(self, params: Any) -> Any:
+        """Parameters, laid over the mesh by the rules.
+
+        Raises:
+          RequestError: see `partition`.
+        """
+
+        def place(path: Any, leaf: jax.Array) -> jax.Array:
+            spec = partition(parameter_path(path), leaf.shape, self.mesh.shape, self.rules)
+            return jax.device_put(leaf, NamedSharding(self.mesh, spec))
+
+        return jax.tree_util.tree_map_with_path(place, params)
+
     def _layer(self, stack: str, variables: Any) -> Any:
         """The parameters of one layer of a stack, split as the stack is."""
 

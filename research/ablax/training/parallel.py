@@ -263,6 +263,19 @@ class PmapEngine:
         return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), tree)
 
 
+def layout_of(config: ParallelConfig, devices: Sequence[Any]) -> Layout:
+    """How a model without an optimizer lies on the devices that a configuration asks for, of those given.
+
+    Raises:
+      RequestError: if the devices do not fit, or each would hold a replica of its own.
+    """
+    if config.engine != "mesh":
+        raise RequestError(f"engine={config.engine} trains and lays out nothing; set engine=mesh")
+    sizes = config.over(len(devices))
+    mesh = mesh_over(list(devices)[: math.prod(sizes.values())], sizes)
+    return Layout(mesh, tuple(config.table))
+
+
 def build(
     config: ParallelConfig, program: Program, devices: Sequence[Any]
 ) -> MeshEngine | PmapEngine:
