@@ -34,6 +34,16 @@ def test_quick_steps_of_all_sides(tmp_path):
     assert set(result["machine"]) >= {"date", "cpu", "cores", "versions"}
 
 
+@pytest.mark.ci
+def test_quick_decoding_of_both_sides():
+    """Catches: a side that no longer fits the engine or transformers."""
+    done = benchmark("--quick", "--only=generate")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["generate"]
+    assert [row["at_least"] for row in rows] == [None, None, 2.0] * 2
+    assert all(row["value"] > 0 for row in rows)
+
+
 def test_absent_data_are_skipped_with_the_reason(tmp_path):
     """Catches: a benchmark that fails, or says nothing, without the development data."""
     done = benchmark("--quick", "--only=ngram,shakespeare", f"--data={tmp_path}")

@@ -6,6 +6,7 @@ step         our loop against its bare program, a hand-written JAX step and PyTo
 loader       rows delivered against rows consumed
 allocator    what the allocator's settings bring and cost
 lstm         the LSTM's step against torch.nn.LSTM
+generate     greedy decoding against transformers
 startup      ablax --help, warm start to first step
 ngram        fit and score on WikiText-2, against KenLM        (needs DATA/wikitext-2)
 shakespeare  the shipped experiment against nanoGPT's steps    (needs DATA/tinyshakespeare)
@@ -39,7 +40,7 @@ from ablax.run import code_state
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "data"
-LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch")
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "transformers")
 
 
 QUIET = 0.7  # load average below which a machine of two cores is at rest
@@ -62,6 +63,26 @@ def measure_lstm(setting: Setting, quick: bool, data: Path) -> list[Row]:
                 f"{name}, ours / PyTorch",
                 *(case["ratio"], "x", case["ratio_min"], case["ratio_max"]),
                 at_most=1.1,
+            ),
+        ]
+    return rows
+
+
+def measure_generate(setting: Setting, quick: bool, data: Path) -> list[Row]:
+    """generate.py in a process of its own."""
+    if on_gpu():
+        raise Skipped("the target is one for CPUs; set JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES=")
+    small = ["--quick", "--rounds=2", "--new=4"] if quick else []
+    rows = []
+    for case in _script("generate.py", f"--threads={setting.threads}", *small)["generate"]:
+        name = f"decoding, {case['batch']} at once"
+        rows += [
+            Row(f"{name}, ours", case["ours"], "tokens/s"),
+            Row(f"{name}, transformers", case["theirs"], "tokens/s"),
+            Row(
+                f"{name}, ours / transformers",
+                *(case["ratio"], "x", case["ratio_min"], case["ratio_max"]),
+                at_least=2.0,
             ),
         ]
     return rows
@@ -111,6 +132,7 @@ MEASURES: dict[str, Callable[[Setting, bool, Path], list[Row]]] = {
     "loader": lambda setting, quick, _: measure_loader(setting, quick),
     "allocator": lambda setting, quick, _: measure_allocator(setting, quick),
     "lstm": measure_lstm,
+    "generate": measure_generate,
     "startup": lambda _, quick, __: measure_startup(quick),
     "ngram": measure_ngram,
     "shakespeare": shakespeare,
