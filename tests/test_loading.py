@@ -334,3 +334,20 @@ def test_the_hook_sees_what_it_should(audited: dict):
     seen = dict(audited["bad"][0])
     assert "pickle.find_class" in seen
     assert seen["exec"].endswith("evil.py")
+
+
+def test_a_model_over_devices_is_the_same_model(run):
+    """What several devices do: tests/parallel/test_generation.py. Catches: parameters that are lost on the way,
+    devices that are not there."""
+    model = ablax.load(run)
+    over = model.over(data=1)
+    assert over.layout.mesh.size == 1
+    options = {"max_new_tokens": 4, "temperature": 0}
+    one, other = (m.generate("the ", **options)[0][0] for m in (model, over))
+    assert one.tokens == other.tokens
+    one, other = (m.score(["the last line"]) for m in (model, over))
+    assert other.nats[0] == pytest.approx(one.nats[0], rel=1e-6)
+    with pytest.raises(RequestError, match="tensor=2 but this machine has 1"):
+        model.over(data=1, tensor=2)
+    with pytest.raises(RequestError, match="engine=pmap trains and lays out nothing"):
+        model.over(engine="pmap")
