@@ -1,7 +1,7 @@
 """Ablax: a JAX/Flax research framework for language models and ablations that can be defended.
 
-`run = ablax.train(config, workdir)`; `model = ablax.load(workdir)`; `ablax.runs(root)`. Everything is imported when it
-is first used, so that `ablax --help` needs no JAX.
+`run = ablax.train(config, workdir)`; `model = ablax.load(workdir)`; `ablax.pipeline(task, model)`; `ablax.runs(root)`.
+Everything is imported when it is first used, so that `ablax --help` needs no JAX.
 """
 
 import importlib
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ablax.folders import fork as fork
     from ablax.folders import prepare as prepare
     from ablax.model import load as load
+    from ablax.pipelines.pipeline import pipeline as pipeline
     from ablax.trainer import train as train
 
 _PLACES = {
@@ -27,6 +28,7 @@ _PLACES = {
     "prepare": "folders",
     "runs": "catalog.listing",
     "load": "model",
+    "pipeline": "pipelines.pipeline",
     "train": "trainer",
 }
 
@@ -36,6 +38,7 @@ __all__ = [  # noqa: RUF022 - in the order of a user's day
     "prepare",
     "train",
     "load",
+    "pipeline",
     "evaluate",
     "fork",
     "runs",
