@@ -112,4 +112,4 @@ def _draw(axes: Any, panel: Panel, styles: Mapping[str, Mapping[str, str]]) -> N
     axes.set_xlabel("optimizer steps; bands: lowest to highest seed")
     axes.set_ylabel(f"validation {unit(panel.metric)}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(framealpha=1)
