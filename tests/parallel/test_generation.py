@@ -9,5 +9,7 @@ def test_devices_share_what_is_generated():
     found = printed("parallel.compare_generation", devices=8)
     assert found["same"]
     assert found["off"] < 1e-4  # float32 nats of logits of tens, added in another order
-    assert found["share"] < 0.4
+    assert (
+        max(found["shares"]) < 0.25
+    )  # an eighth each, and what is not split; 0.39 without the mesh
     assert found["parts"] == 4
