@@ -105,7 +105,7 @@ def test_a_worker_starts_nobody_who_was_not_promoted(tmp_path, ran):
     plan, count = read_plan(tmp_path), len(ran)
     folder = next(c["folder"] for c in plan["cells"] if c["arm"] == "gelu,trial 2")
     record = run_cell(tmp_path, cell_named(plan, folder), base())
-    assert record["status"] == "paused"
+    assert record["status"] == "paused", record.get("error")
     assert record["rungs"] == {"10": pytest.approx(2.009)}
     assert len(ran) == count
 
@@ -190,25 +190,29 @@ def test_what_makes_no_sense_is_refused(tmp_path, ran, plan, changes, message):
 
 
 def test_a_real_run_pauses_at_its_rung(tmp_path, monkeypatch):
-    """Catches: a value at the rung that is not the plan's metric there; a cell that fails because it has paused."""
+    """Catches: a value at the rung that is not the plan's metric there, or none because only the end measures it; a
+    cell that fails because it has paused."""
     (tmp_path / "text").mkdir()
     for index in range(20):
-        (tmp_path / "text" / f"{index}.txt").write_text(f"document {index} says {index * 7} " * 9)
+        (tmp_path / "text" / f"{index}.txt").write_text(
+            f"document ({index}) says [{index * 7}] " * 9
+        )
     config = base(model="decoder:tiny", tokenizer="byte", source=f"text:{tmp_path}/text/*.txt")
     config.model.num_layers, config.model.width, config.model.num_heads = 1, 16, 2
     config.data.sequence_length, config.training.batch_size, config.training.steps = 16, 4, 100
     config.data.split.validation, config.data.split.test = 0.2, 0.2
-    config.evaluation.every, config.evaluation.documents = 0, 2
+    config.evaluation.every, config.evaluation.documents, config.evaluation.choices = 0, 2, 6
     config.writers.tensorboard = False
     with monkeypatch.context() as patch:
         patch.setattr("ablax.sweeps.launch.Controller.run", lambda *_: None)
-        launch(config, plan_of(), tmp_path / "sweep", progress=False)
+        chosen = plan_of(metric="choice_accuracy")  # which is measured at a run's end alone
+        launch(config, chosen, tmp_path / "sweep", progress=False)
     plan = read_plan(tmp_path / "sweep")
     cell = cell_named(plan, plan["cells"][0]["folder"])
     experiment = experiment_of(tmp_path / "sweep", plan, cell)
     record = run_cell(tmp_path / "sweep", cell, experiment, progress=False)
+    assert record["status"] == "paused", record.get("error")
     folder = RunFolder(tmp_path / "sweep" / cell.folder)
     (measured,) = [one for one in folder.metrics() if one["split"] == "validation"]
-    assert record["status"] == "paused"
-    assert record["rungs"] == {"10": measured["bits_per_byte"]}
+    assert record["rungs"] == {"10": measured["choice_accuracy"]}
     assert (measured["step"], folder.status()["status"]) == (10, "paused")
