@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import tiny_checkpoints
 from ablax.experiment import read_experiment, resolve
 from compiling import flags
 
@@ -153,6 +154,18 @@ def test_the_day_of_the_readme_runs(tmp_path):
                 o for o in SMALL if not any(o.split("=")[0] + "=" in part for part in command)
             ]
         run([*command, "--once"] if command[1] == "watch" else command, tmp_path)
+
+
+@pytest.mark.ci
+def test_the_pretrained_models_of_the_readme_run(tmp_path):
+    """Of a folder in place of a name on the hub."""
+    tiny_checkpoints.written("gpt2", tmp_path / "gpt2")
+    (tmp_path / "FILE").write_text("\n".join(f"the fox {n}" * 9 for n in range(99)))
+    small = [o for o in SMALL if "model" not in o and "tokenizer" not in o]
+    small += ["--config.data.source.document=line"]
+    for line in block("ablax import-hf").splitlines():
+        command = shlex.split(line, comments=True)
+        run([*command, *(small if command[1] == "train" else ())], tmp_path)
 
 
 PRELUDE = f"""

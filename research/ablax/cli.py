@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "score a trained model on a split",
     "generate": "continue prompts with a trained model",
     "fill": "fill the [MASK]s of a text with a masked model",
+    "chat": "talk with a trained model in the terminal",
     "inspect": "show configuration, size, cost, memory, batches and layers without training",
     "prepare": "download, tokenise and verify the data of an experiment",
     "doctor": "check the accelerator, its driver, the libraries, the disk and the caches",
@@ -37,6 +38,8 @@ COMMANDS = {
     "ledger": "show the batches that a run saw, or compare those of two runs",
     "verify-resume": "train, kill, resume, and compare with the run undisturbed",
     "fork": "start a run from another run's checkpoint",
+    "import-hf": "make a run folder of a pretrained model of Hugging Face",
+    "export-hf": "write a run's model as a checkpoint that transformers loads",
     "new": "write a project of your own: a model, its experiment and its test",
 }
 

@@ -54,11 +54,12 @@ MODEL_SPECIAL = {
 }
 
 
-# Ends of YaRN's ramp between whole pairs: a tiny head has two.
+# A table longer than a row; ends of YaRN's ramp between whole pairs: a tiny head has two.
 CHOICE_SPECIAL: dict[str, dict[str, Any]] = {
+    "learned": {"length": ({}, 9)},
     "yarn": {
         name: ({"truncate": False}, None) for name in ("beta_fast", "beta_slow", "original_length")
-    }
+    },
 }
 TOKENS = jnp.ones((2, 6), jnp.int32)
 ARGUMENTS = (TOKENS, jnp.broadcast_to(jnp.arange(6), (2, 6)), TOKENS)

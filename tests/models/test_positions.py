@@ -58,8 +58,8 @@ def test_learned_positions_are_rows_of_the_table():
 
 def test_learned_positions_begin_behind_the_offset():
     """Catches: an offset that makes the table longer and shifts nothing."""
-    module = LearnedPositions(offset=2).build(SIZES)
-    table = jnp.arange(18 * 8, dtype=jnp.float32).reshape(18, 8)
+    module = LearnedPositions(length=20, offset=2).build(SIZES)
+    table = jnp.arange(22 * 8, dtype=jnp.float32).reshape(22, 8)
     vectors = module.apply({"params": {"embedding": table}}, POINTS, 0.02, method="embedding")
     np.testing.assert_array_equal(vectors[0], table[POINTS[0] + 2])
 
@@ -152,6 +152,7 @@ def test_t5_known_buckets():
         (lambda: RotaryPositions(fraction=0.0), "fraction=0.0"),
         (lambda: RotaryPositions(base=1.0), "base=1.0"),
         (lambda: SinusoidalPositions(base=0.5), "base=0.5"),
+        (lambda: LearnedPositions(length=15).build(SIZES), "length=15 is less than the 16"),
         (lambda: LearnedPositions(offset=-1), "offset=-1"),
         (lambda: T5Positions(num_buckets=3), "num_buckets=3"),
         (lambda: T5Positions(max_distance=16), "max_distance=16"),

@@ -10,9 +10,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from ablax.config import RequestError, knob
+from ablax.data.saved_tokenizers import load_tokenizer
 from ablax.data.specials import recognise
 from ablax.data.subword_tokenizer import LibraryTokenizer
-from ablax.data.tokenizer import Tokenizer
+from ablax.data.tokenizer import FILE, Tokenizer
 from ablax.data.trained_tokenizers import bert_library
 
 GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
@@ -21,8 +22,8 @@ GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 @dataclasses.dataclass(frozen=True)
 class FileConfig:
     """A file or folder: `tokenizer.json`, GPT-2's `encoder.json` with `vocab.bpe` (or `vocab.json`
-    with `merges.txt`), or BERT's `vocab.txt`. Its ids stay, and its special tokens are
-    those that it has."""
+    with `merges.txt`), BERT's `vocab.txt`, or the folder `tokenizer` of a run. Its ids stay, and its
+    special tokens are those that it has."""
 
     ARGUMENT: ClassVar[str] = "path"
 
@@ -38,20 +39,31 @@ class FileConfig:
         Raises:
           RequestError: there is no such file, or it is none of these.
         """
+        if (folder := Path(self.path).expanduser() / FILE).is_file() and self.path:
+            self._refuse_lower_case(folder)
+            return load_tokenizer(folder.parent)
+        library = self.library()
+        found, written = recognise(library.get_vocab(with_added_tokens=True))
+        return LibraryTokenizer(library, found, written, imported=True)
+
+    def library(self) -> tokenizers.Tokenizer:
+        """The tokenizer as the library `tokenizers` has it.
+
+        Raises:
+          RequestError: see `build`.
+        """
         if not self.path:
             raise RequestError("tokenizer file: no path given; give it as `file:PATH`")
         path = Path(self.path).expanduser()
         if not path.exists():
             raise RequestError(f"tokenizer file: {path} does not exist; check the path")
         try:
-            library = self._open(path)
+            return self._open(path)
         except RequestError:
             raise
         except Exception as error:  # the library raises bare Exception for a damaged file
             reason = str(error).splitlines()[0]
             raise RequestError(f"tokenizer file: {path} cannot be read: {reason}") from error
-        found, written = recognise(library.get_vocab(with_added_tokens=True))
-        return LibraryTokenizer(library, found, written, imported=True)
 
     def _open(self, path: Path) -> tokenizers.Tokenizer:
         folder = path if path.is_dir() else path.parent

@@ -33,6 +33,7 @@ class LibraryTokenizer(Tokenizer):
       specials: their ids.
       special_texts: how they are written.
       imported: whether `library` holds the special tokens and keeps its ids.
+      vocab_size: V, if a model has room for more ids than the tokenizer makes; None = as many.
     """
 
     KIND = "library"
@@ -43,9 +44,10 @@ class LibraryTokenizer(Tokenizer):
         specials: Specials,
         special_texts: dict[int, str],
         imported: bool,
+        vocab_size: int | None = None,
     ):
         self._library = library
-        self._imported = imported
+        self.imported = imported
         whole = json.loads(library.to_str())
         self._model = whole["model"]["type"]
         self._byte_level = "ByteLevel" in json.dumps(whole["decoder"])
@@ -55,6 +57,7 @@ class LibraryTokenizer(Tokenizer):
             size = len(self._ours)
         else:
             self._ours, size = _ids_after_specials(vocabulary, specials, len(special_texts))
+        self._made, size = size, max(size, vocab_size or 0)
         self._theirs = np.full(size, -1, np.int32)
         self._theirs[self._ours] = np.arange(len(self._ours))
         super().__init__(size, specials, special_texts, lossless=is_lossless(whole))
@@ -96,15 +99,20 @@ class LibraryTokenizer(Tokenizer):
         piece = self._library.id_to_token(theirs) if theirs >= 0 else None
         return piece or ""
 
+    def library_text(self) -> str:
+        """The library's tokenizer.json."""
+        return self._library.to_str()
+
     def content(self) -> dict[str, Any]:
-        return {"imported": self._imported, "library": json.loads(self._library.to_str())}
+        room = {"vocab_size": self.vocab_size} if self.vocab_size > self._made else {}
+        return {"imported": self.imported, "library": json.loads(self.library_text()), **room}
 
     @classmethod
     def from_content(
         cls, content: dict[str, Any], specials: Specials, special_texts: dict[int, str]
     ) -> "LibraryTokenizer":
         library = tokenizers.Tokenizer.from_str(json.dumps(content["library"]))
-        return cls(library, specials, special_texts, content["imported"])
+        return cls(library, specials, special_texts, content["imported"], content.get("vocab_size"))
 
 
 def _ids_after_specials(

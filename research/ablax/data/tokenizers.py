@@ -1,21 +1,15 @@
-"""The table of tokenizers, and how one is made and loaded."""
+"""The table of tokenizers, and how one is made."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from ablax.data.exact_tokenizers import (
-    ByteConfig,
-    ByteTokenizer,
-    CharacterConfig,
-    CharacterTokenizer,
-)
+from ablax.data.exact_tokenizers import ByteConfig, CharacterConfig
 from ablax.data.imported_tokenizers import FileConfig
+from ablax.data.saved_tokenizers import load_tokenizer
 from ablax.data.specials import Specials
-from ablax.data.subword_tokenizer import LibraryTokenizer
-from ablax.data.tokenizer import Tokenizer, read_tokenizer
+from ablax.data.tokenizer import Tokenizer
 from ablax.data.trained_tokenizers import BpeConfig, UnigramConfig, WordPieceConfig
-from ablax.data.word_tokenizer import WordConfig, WordTokenizer
+from ablax.data.word_tokenizer import WordConfig
 
 __all__ = ["TOKENIZERS", "Specials", "Tokenizer", "build_tokenizer", "load_tokenizer"]
 
@@ -28,13 +22,6 @@ TOKENIZERS: dict[str, type] = {
     "unigram": UnigramConfig,
     "file": FileConfig,
 }
-
-_CLASSES: tuple[type[Tokenizer], ...] = (
-    ByteTokenizer,
-    CharacterTokenizer,
-    WordTokenizer,
-    LibraryTokenizer,
-)
 
 
 def build_tokenizer(config: Any, texts: Iterable[str], specials: tuple[str, ...] = ()) -> Tokenizer:
@@ -50,16 +37,3 @@ def build_tokenizer(config: Any, texts: Iterable[str], specials: tuple[str, ...]
       RequestError: it cannot be trained or loaded.
     """
     return config.build(texts, specials)
-
-
-def load_tokenizer(folder: Path | str, extend: Iterable[type[Tokenizer]] = ()) -> Tokenizer:
-    """Reads a tokenizer that `Tokenizer.save` wrote; it gives the same ids.
-
-    Args:
-      folder: where it was saved.
-      extend: a user's own classes.
-
-    Raises:
-      RequestError: there is none, or it is damaged.
-    """
-    return read_tokenizer(folder, {cls.KIND: cls for cls in (*_CLASSES, *extend)})

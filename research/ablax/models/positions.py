@@ -68,8 +68,9 @@ class LearnedModule(Positions):
 
     @nn.compact
     def embedding(self, positions, std):
-        offset = self.config.offset  # type: ignore[attr-defined]
-        shape = (self.sizes.max_length + offset, self.sizes.width)
+        config: LearnedPositions = self.config  # type: ignore[assignment]
+        offset = config.offset
+        shape = ((config.length or self.sizes.max_length) + offset, self.sizes.width)
         table = self.param("embedding", nn.initializers.normal(std), shape)
         return lookup(table, positions + offset if offset else positions)
 
@@ -165,6 +166,9 @@ class NoPositions:
 class LearnedPositions(NoPositions):
     """A learned vector for each position below the sequence length, added to the token embedding (GPT-2, BERT)."""
 
+    length: int | None = knob(
+        None, "positions that the table has, at least the sequence length; none = as many"
+    )
     offset: int = knob(0, "rows of the table before that of position 0 (RoBERTa: 2)")
 
     def __post_init__(self):
@@ -173,6 +177,11 @@ class LearnedPositions(NoPositions):
 
     def build(self, sizes: Sizes) -> Positions:
         """See `NoPositions.build`."""
+        if self.length is not None and self.length < sizes.max_length:
+            raise RequestError(
+                f"positions.length={self.length} is less than the {sizes.max_length} tokens of a row; lower "
+                "data.sequence_length, or raise it"
+            )
         return LearnedModule(self, sizes)
 
 

@@ -1,0 +1,1 @@
+"""Pretrained models in and out: Hugging Face checkpoints become run folders, and run folders such checkpoints."""
