@@ -111,6 +111,11 @@ def test_generate_and_fill(trained, ablax):
     assert (code, first["score"] >= second["score"]) == (0, True)
     code, found, _ = ablax("generate", *run, "--prompt=the ")  # as it stands in the help
     assert (code, len(found["completions"][0][0]["tokens"]) <= 64) == (0, True)
+    code, found, said = ablax("generate", *run, *arguments[:2], "--stream")
+    text = found["completions"][0][0]["text"]
+    assert (code, said) == (0, text + "\n")
+    code, found, _ = ablax("generate", *run, "--prompt=" + "the " * 9, "--truncation")
+    assert (code, len(found["completions"][0][0]["tokens"])) == (0, 8)
     code, found, said = ablax("fill", *run, "--text=the [MASK]")
     assert (code, found) == (2, None)
     assert "cannot fill masks" in said

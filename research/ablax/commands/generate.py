@@ -1,6 +1,7 @@
 """Continues prompts with a trained model."""
 
 import argparse
+import sys
 
 from ablax.commands import flags, output
 
@@ -81,6 +82,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16"),
         help="of a Transformer's keys and values (default: the model's)",
     )
+    parser.add_argument(
+        "--truncation",
+        action="store_true",
+        help="drop the oldest tokens of a prompt that is too long, in place of refusing it",
+    )
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="say the text of one prompt on stderr while it is made",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default 0)")
     flags.add_step(parser)
     flags.add_platform(parser)
@@ -93,10 +104,22 @@ def token_bias(text: str) -> tuple[int, float]:
     return int(token), float(bias)
 
 
+class Talk:
+    """A streamer that says a text on stderr while it is made."""
+
+    def put(self, text: str) -> None:
+        """A piece of it."""
+        print(text, end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """There is no more."""
+        print(file=sys.stderr, flush=True)
+
+
 def run(args: argparse.Namespace) -> None:
     """Generates; JSON on stdout, the texts on stderr."""
     from ablax.devices import ensure_accelerator
-    from ablax.model import load
+    from ablax.pipelines.pipeline import pipeline
 
     step, extend = flags.checkpoint_step(args.step), flags.extensions(args.extend)
     ensure_accelerator(args.platform)
@@ -104,15 +127,25 @@ def run(args: argparse.Namespace) -> None:
     options = {name: value for name in names if (value := getattr(args, name)) is not None}
     if args.early_stopping is not None:
         options["early_stopping"] = {"true": True, "false": False}.get(args.early_stopping, "never")
-    model = load(args.workdir, step=step, extend=extend, trust_unverified=args.trust_unverified)
-    found = model.generate(
+    drawn = args.temperature != 0 and args.num_beams in (None, 1)
+    generator = pipeline(
+        "text-generation",
+        args.workdir,
+        step=step,
+        extend=extend,
+        trust_unverified=args.trust_unverified,
+    )
+    found = generator.complete(
         args.prompt,
+        streamer=Talk() if args.stream else None,
+        do_sample=True if drawn else None,
         max_new_tokens=args.max_new_tokens,
         max_length=args.max_length,
+        truncation=args.truncation,
         num_return_sequences=args.num_return_sequences,
         seed=args.seed,
-        stop=args.stop,
-        stop_tokens=args.stop_token,
+        stop_strings=args.stop,
+        eos_token_id=args.stop_token,
         logit_bias=dict(args.logit_bias),
         alternatives=args.alternatives,
         echo=args.echo,
@@ -120,6 +153,6 @@ def run(args: argparse.Namespace) -> None:
         **options,
     )
     for prompt, completions in zip(args.prompt, found, strict=True):
-        for completion in completions:
+        for completion in () if args.stream else completions:
             output.passage(prompt, completion.text)
     output.emit({"prompts": args.prompt, "completions": found})

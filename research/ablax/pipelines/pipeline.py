@@ -28,6 +28,7 @@ def pipeline(
     *,
     step: int | str = "best",
     extend: Iterable[Any] = (),
+    trust_unverified: bool = False,
     **defaults: Any,
 ) -> Any:
     """A function that does a task with a model, as in transformers.
@@ -35,7 +36,7 @@ def pipeline(
     Args:
       task: `text-generation`, `fill-mask`, `feature-extraction` or `chat`.
       model: a run's folder, or what `ablax.load` gave.
-      step, extend: of a run's folder, see `ablax.load`.
+      step, extend, trust_unverified: of a run's folder, see `ablax.load`.
       **defaults: options that hold for all calls (`TextOptions`, `FillOptions`, `FeatureOptions`, `ChatOptions`).
 
     Returns:
@@ -50,7 +51,7 @@ def pipeline(
         )
     if task not in TASKS:
         raise RequestError(f"unknown task {task!r}{suggest(task, TASKS)}")
-    opened, folder = open_model(model, step=step, extend=extend)
+    opened, folder = open_model(model, step=step, extend=extend, trust_unverified=trust_unverified)
     if task == "chat" and folder is not None and defaults.get("chat_template") is None:
         defaults["chat_template"] = chat_template(folder)
     return TASKS[task](opened, **defaults)

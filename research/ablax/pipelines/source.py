@@ -4,15 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ablax.config import RequestError
 from ablax.model import Model, load
 from ablax.pipelines.chat_template import template_of
 from ablax.run import RunFolder
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder holds a run, and no checkpoint of others, which has a config.json too."""
-    return RunFolder(folder).exists() and (folder / "checkpoints").is_dir()
 
 
 def open_model(
@@ -34,8 +28,6 @@ def open_model(
     if isinstance(model, Model):
         return model, None
     folder = Path(model).expanduser()
-    if not is_run(folder):
-        raise RequestError(f"model={str(model)!r} is no run's folder; give the --workdir of a run")
     return load(folder, step, extend=extend, trust_unverified=trust_unverified), folder
 
 

@@ -151,28 +151,29 @@ class TextGeneration:
         """
         prompts, alone = listed(text_inputs, self.TASK, "texts (for messages there is 'chat')")
         asked = changed(self.options, options, self.TASK)
-        if streamer is None:
-            found = self.complete(prompts, **options)
-        elif len(prompts) == 1:
-            made: list[Completion] = []
-            tell(streamer, self._stream(prompts[0], asked, made))
-            found = [made]
-        else:
-            raise RequestError(f"streamer= takes the text of one prompt, not of {len(prompts)}")
+        found = self.complete(prompts, streamer=streamer, **options)
         results = [
             [self._result(prompt, one, asked) for one in completions]
             for prompt, completions in zip(prompts, found, strict=True)
         ]
         return results[0] if alone else results
 
-    def complete(self, prompts: Any, **options: Any) -> list[list[Completion]]:
+    def complete(
+        self, prompts: Any, *, streamer: Any = None, **options: Any
+    ) -> list[list[Completion]]:
         """The same as `Completion`s: for each prompt its own, texts without the prompt.
 
         Args:
           prompts: texts, or lists of token ids as they are.
-          **options: see `TextOptions`.
+          streamer, **options: see `__call__`.
         """
         asked = changed(self.options, options, self.TASK)
+        if streamer is not None:
+            if len(prompts) != 1:
+                raise RequestError(f"streamer= takes the text of one prompt, not of {len(prompts)}")
+            made: list[Completion] = []
+            tell(streamer, self._stream(prompts[0], asked, made))
+            return [made]
         encoded = [self.encode(prompt, asked) for prompt in prompts]
         return self._complete(engine_of(self.model, asked.cache_dtype), encoded, asked)
 
