@@ -53,9 +53,31 @@ def test_other_knobs_make_other_curves_and_two_numbers_a_map():
     (one,) = responses(overrides, values, "loss")
     assert (one.knobs, one.best) == (("rate", "model.width"), (1e-4, 32))
     assert draw([one], "loss", io.BytesIO())
+    assert "at rate 0.0001, 0.001, 0.01 the best model.width is 32, 32, 32" in lines(
+        {"responses": [vars(one)]}
+    )
     toggles = {name: ({name: 1}, {name: 0}) for name in "abc"}
     parts = {own["arm"]: own for own in leave_one_out(toggles)}
     assert responses(parts, {arm: {0: 1.0} for arm in parts}, "loss") == []
+
+
+def test_an_optimum_that_moves_is_told_for_each_value():
+    """Catches: one optimum for a whole map, which hides that the best rate falls as models get wider; None for what
+    an arm does not set."""
+    sizes = {"width": [64, 128, 256], "rate": RATES}
+
+    def level(own):
+        falling = 0 if own.get("mup") else math.log2(own["width"] / 64) / 1.5
+        return abs(math.log10(own["rate"]) + 3 + falling) - own["width"] / 1e6
+
+    standard, values = made(sizes, level)
+    scaled, more = made({**sizes, "mup": [True]}, level)
+    named = {f"mup {arm}": own for arm, own in scaled.items()}
+    values |= {f"mup {arm}": own for arm, own in more.items()}
+    moving, staying = responses({**standard, **named}, values, "loss")
+    assert (moving.others, staying.others) == ("as configured", "mup=True")
+    assert moving.ridge == [(64, 1e-3), (128, 1e-4), (256, 1e-4)]
+    assert staying.ridge == [(64, 1e-3), (128, 1e-3), (256, 1e-3)]
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +28,7 @@ class Response:
       points: the knobs' values, the mean over seeds, half of its t interval (None for one seed).
       best: the values with the best mean.
       edges: the knobs of which that is the smallest or the largest value.
+      ridge: of a map, each value of the first knob with the best one of the second; empty for a curve.
     """
 
     knobs: tuple[str, ...]
@@ -35,6 +36,7 @@ class Response:
     points: Sequence[tuple[tuple[float, ...], float, float | None]]
     best: tuple[float, ...]
     edges: tuple[str, ...]
+    ridge: Sequence[tuple[float, float]] = ()
 
 
 def responses(
@@ -63,11 +65,12 @@ def responses(
         return []
     grouped: dict[str, dict[tuple[float, ...], list[float]]] = {}
     for arm, own in values.items():
+        beside = [path for path in varying if path not in knobs]
         others = ", ".join(
-            f"{path.rpartition('.')[2]}={overrides[arm].get(path)}"
-            for path in varying
-            if path not in knobs
-        )
+            f"{path.rpartition('.')[2]}={overrides[arm][path]}"
+            for path in beside
+            if path in overrides[arm]
+        ) or ("as configured" if beside else "")
         place = tuple(float(overrides[arm][knob]) for knob in knobs)
         found = list(own.values())
         if all(map(math.isfinite, found)):
@@ -90,14 +93,22 @@ def _response(
     metric: str,
 ) -> Response:
     means = {place: float(np.mean(found)) for place, found in sorted(points.items())}
-    best = (max if higher_is_better(metric) else min)(means, key=lambda place: means[place])
+
+    def better(places: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+        return (max if higher_is_better(metric) else min)(places, key=lambda place: means[place])
+
+    best = better(means)
     edges = tuple(
         knob
         for i, knob in enumerate(knobs)
         if best[i] in (min(p[i] for p in means), max(p[i] for p in means))
     )
     told = [(place, mean, _half(points[place])) for place, mean in means.items()]
-    return Response(knobs, others, told, best, edges)
+    ridge = []
+    if len(knobs) == 2:
+        columns = sorted({place[0] for place in means})
+        ridge = [(c, better([p for p in means if p[0] == c])[1]) for c in columns]
+    return Response(knobs, others, told, best, edges, ridge)
 
 
 def _half(found: list[float]) -> float | None:
@@ -160,6 +171,8 @@ def _map(figure: Any, axes: Any, one: Response, unit: str, dark: bool) -> None:
     axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
     axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
     place = columns.index(one.best[0]), rows.index(one.best[1])
+    ridge = [(columns.index(c), rows.index(r)) for c, r in one.ridge]
+    axes.plot(*zip(*ridge, strict=True), "o", color="#ffffff", markeredgecolor=ink(False))
     axes.plot(*place, marker="*", markersize=15, color="#ffffff", markeredgecolor=ink(False))
     axes.set_xlabel(one.knobs[0])
     axes.set_ylabel(one.knobs[1])

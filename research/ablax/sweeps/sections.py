@@ -90,6 +90,13 @@ def responses(found: Mapping[str, Any]) -> list[str]:
         if one["edges"]:
             line += f", on the edge of the grid in {', '.join(one['edges'])}: a better one may lie beyond"
         lines.append(line)
+        if one["ridge"]:
+            (first, second), values = one["knobs"], one["ridge"]
+            columns, bests = (", ".join(f"{v[i]:g}" for v in values) for i in range(2))
+            lines.append(
+                f"{one['others']}: " * bool(one["others"])
+                + f"at {first} {columns} the best {second} is {bests}"
+            )
     return lines
 
 
