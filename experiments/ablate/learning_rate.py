@@ -11,9 +11,10 @@ of 64, muP's base, the two are the same model.
 A curve of six rates for each width and parametrisation, one seed: it shows where an optimum lies within a factor of
 two, and no interval for a difference. More seeds: `seeds(3)` below, at three times the time.
 
-Expected (Python 3.11.7): seed 0 of the standard parametrisation ends at 2.634 bits per byte with a width of 64 and a
-rate of 0.004, that of muP at 2.514 with a width of 256 and the same rate. A cell takes 15 to 31 seconds of processor
-time, all 36 about 7 minutes on two CPU cores. `:tiny` is a smoke test of seconds a cell.
+Expected (Python 3.11.7): at widths of 64, 128 and 256 the best rate is 0.004, 0.004 and 0.002 with the standard
+parametrisation (2.634, 2.416 and 2.401 bits per byte), and 0.004 at each with muP (2.634, 2.496, 2.514), which at these
+sizes is no better than what it replaces. All 36 cells took 18 minutes on two CPU cores that others used too. `:tiny` is
+a smoke test of seconds a cell. The whole report: docs/ablations/learning_rate/report.md.
 """
 
 from ablax.experiment import base
