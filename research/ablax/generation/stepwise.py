@@ -8,7 +8,7 @@ import numpy as np
 
 from ablax.generation.beams import Beams, extend, last_tokens, start
 from ablax.generation.decoders import Decoder, Prompts
-from ablax.generation.loop import CHUNK, FIELDS, Decoded, Watch, empty, limits_of, searched
+from ablax.generation.loop import CHUNK, FIELDS, SIZES, Decoded, Watch, empty, limits_of, searched
 from ablax.generation.reading import read_stepwise
 from ablax.generation.sampling import Controls
 from ablax.generation.steps import Rules, bucket, draw, ended, history_of
@@ -18,6 +18,7 @@ _draw = jax.jit(draw, static_argnames="alternatives")
 _history_of = jax.jit(history_of, static_argnames=("vocab_size", "steps"))
 _add = jax.jit(lambda history, tokens, active: history.add(tokens, active))
 _ended = jax.jit(ended)
+_begin = jax.jit(start, static_argnames=("steps", "num_beams", *SIZES))
 _extend = jax.jit(extend, static_argnames="early_stopping")
 
 
@@ -85,7 +86,9 @@ class Stepwise:
         logits, cache = logits[fill], self.decoder.rows(cache, fill)
         padded = Prompts.pad(prompts, len(prompts), bucket(max(map(len, prompts)) - 1))
         sizes = {"vocab_size": logits.shape[1], "alternatives": alternatives}
-        search = start(padded, controls.steps, new_tokens=last, num_beams=beams.num_beams, **sizes)
+        search = _begin(
+            padded, steps=controls.steps, new_tokens=last, num_beams=beams.num_beams, **sizes
+        )
         penalty = np.float32(beams.length_penalty)
         for index in range(last):
             search, parents = _extend(search, logits, rules, penalty, beams.early_stopping)
