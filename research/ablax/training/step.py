@@ -1,6 +1,7 @@
 """The training step: two pure functions that know no mesh, no axis name, no file and no clock."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -63,7 +64,12 @@ class Program:
         mask = self.config.decay.build()
         return build_optimizer(self.optimizer, own, rate, mask, self.rates)
 
-    def init(self, rng: Array, hyper: Mapping[str, Any]) -> TrainState:
+    @functools.cached_property
+    def init(self) -> Callable[[Array, Mapping[str, Any]], TrainState]:
+        """See `fresh`. One function for all who ask, because JAX finds what it has traced by the function itself."""
+        return self.fresh
+
+    def fresh(self, rng: Array, hyper: Mapping[str, Any]) -> TrainState:
         """A fresh state.
 
         Args:
