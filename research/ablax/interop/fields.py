@@ -57,7 +57,7 @@ class Part(Protocol):
     @property
     def names(self) -> tuple[str, ...]: ...
 
-    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Knobs by name."""
         ...
 
@@ -87,9 +87,9 @@ class Field:
         """See `Part`."""
         return (self.theirs,)
 
-    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """See `Part`."""
-        value = config.get(self.theirs, self.default)
+        value = given.get(self.theirs, self.default)
         if value is REQUIRED:
             raise RequestError(f"config.json has no {self.theirs}; is it whole?")
         if self.values is not None:
@@ -117,7 +117,7 @@ def field(theirs: str, *ours: str, default: Any = REQUIRED, values: Any = None) 
 
 
 def read(
-    config: Mapping[str, Any],
+    given: Mapping[str, Any],
     parts: Sequence[Part],
     fixed: Mapping[str, tuple[Any, ...]],
     silent: frozenset[str] = frozenset(),
@@ -133,18 +133,18 @@ def read(
     """
     fixed = {**FIXED, **fixed}
     for name, values in fixed.items():
-        if name in config and config[name] not in values:
+        if name in given and given[name] not in values:
             raise RequestError(
-                f"config.json: {name}={config[name]!r} means a computation that Ablax's Transformer does not have; it "
+                f"config.json: {name}={given[name]!r} means a computation that Ablax's Transformer does not have; it "
                 f"has {' and '.join(map(repr, values))}"
             )
     known = {name for part in parts for name in part.names} | fixed.keys() | SILENT | silent
-    if unknown := sorted(config.keys() - known):
+    if unknown := sorted(given.keys() - known):
         raise RequestError(
             f"config.json has fields that Ablax does not know: {', '.join(unknown)}; they may change what the model "
             "computes: take them out of a copy of it if you know that they do not"
         )
-    return {name: value for part in parts for name, value in part.read(config).items()}
+    return {name: value for part in parts for name, value in part.read(given).items()}
 
 
 def write(model: TransformerConfig, parts: Sequence[Part]) -> dict[str, Any]:

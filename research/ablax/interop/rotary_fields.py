@@ -58,17 +58,17 @@ class Rotary:
         both = ("rope_theta", "partial_rotary_factor", "rope_scaling", "rope_parameters")
         return (*both, self.base[0], self.fraction[0], "max_position_embeddings")
 
-    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """See `Part`.
 
         Raises:
           RequestError: for a kind of scaling, or a setting of one, that is not known.
         """
-        told = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        told = dict(given.get("rope_scaling") or given.get("rope_parameters") or {})
         name, default = self.base
-        base = told.get("rope_theta", config.get("rope_theta", config.get(name, default)))
+        base = told.get("rope_theta", given.get("rope_theta", given.get(name, default)))
         name, default = self.fraction
-        fraction = config.get("partial_rotary_factor", config.get(name, default))
+        fraction = given.get("partial_rotary_factor", given.get(name, default))
         fraction = told.get("partial_rotary_factor", fraction)
         kind = told.get("rope_type", told.get("type", "default"))
         if kind not in KINDS:
@@ -79,7 +79,7 @@ class Rotary:
         told = {k: v for k, v in told.items() if k not in PLACES and v is not None}
         if cls is YarnScaling:
             told = _with_factor(told)
-        original, length = next(iter(ORIGINAL)), config.get("max_position_embeddings")
+        original, length = next(iter(ORIGINAL)), given.get("max_position_embeddings")
         if original in knobs and original not in told and length is not None:
             told[original] = length
         if unknown := sorted(told.keys() - knobs.keys()):
@@ -129,12 +129,12 @@ class Learned:
         """See `Part`."""
         return (self.theirs, *("pad_token_id",) * self.padded)
 
-    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """See `Part`."""
-        if self.theirs not in config:
+        if self.theirs not in given:
             raise RequestError(f"config.json has no {self.theirs}; is it whole?")
-        offset = config.get("pad_token_id", 1) + 1 if self.padded else 0
-        return {"positions": LearnedPositions(config[self.theirs] - offset, offset)}
+        offset = given.get("pad_token_id", 1) + 1 if self.padded else 0
+        return {"positions": LearnedPositions(given[self.theirs] - offset, offset)}
 
     def write(self, model: Any) -> dict[str, Any]:
         """See `Part`."""
@@ -157,9 +157,9 @@ class Window:
 
     names = ("sliding_window",)
 
-    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """See `Part`."""
-        return {"attention_pattern": (config.get("sliding_window", self.default) or 0,)}
+        return {"attention_pattern": (given.get("sliding_window", self.default) or 0,)}
 
     def write(self, model: Any) -> dict[str, Any]:
         """See `Part`."""
@@ -173,17 +173,17 @@ class LayerWindows:
 
     names = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 
-    def read(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """See `Part`.
 
         Raises:
           RequestError: for a kind of layer that is not known.
         """
-        layers, window = config["num_hidden_layers"], config.get("sliding_window", 4096)
-        if not config.get("use_sliding_window", False) or not window:
+        layers, window = given["num_hidden_layers"], given.get("sliding_window", 4096)
+        if not given.get("use_sliding_window", False) or not window:
             window = 0
-        first = config.get("max_window_layers", 28)
-        kinds = config.get("layer_types") or [
+        first = given.get("max_window_layers", 28)
+        kinds = given.get("layer_types") or [
             "sliding_attention" if window and i >= first else "full_attention"
             for i in range(layers)
         ]
