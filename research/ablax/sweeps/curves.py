@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ablax.history import LOSSES, Curve, curve, unit
+from ablax.history import LOSSES, Curve, curve, higher_is_better, unit
 from ablax.run import RunFolder
 from ablax.sweeps.cells import compared, read_plan
 from ablax.sweeps.pictures import canvas
@@ -16,6 +16,9 @@ from ablax.sweeps.pictures import canvas
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 LINES = ("-", "--", ":", "-.")
 """Of the first arms that have each colour once, of the next ones, and so on."""
+NAMED = 10
+"""Arms of a panel that have a name and a colour; where there are more, the others are grey."""
+GREY = {"color": "#B0B0B0", "linestyle": "-", "zorder": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +79,13 @@ def learning_curves(
     plan, shown = read_plan(sweep), panels(sweep, apart, metric)
     if not shown:
         return False
+    names = set().union(*(named_of(panel, plan["baseline"]) for panel in shown))
     styles = {
         arm: {
             "color": COLORS[index % len(COLORS)],
             "linestyle": LINES[index // len(COLORS) % len(LINES)],
         }
-        for index, arm in enumerate(plan["arms"])
+        for index, arm in enumerate(arm for arm in plan["arms"] if arm in names)
     }
     with canvas(out, 6.4 * len(shown), 4.4, dark) as figure:
         for axes, panel in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
@@ -89,14 +93,26 @@ def learning_curves(
     return True
 
 
-def _draw(axes: Any, panel: Panel, styles: Mapping[str, Mapping[str, str]]) -> None:
+def named_of(panel: Panel, baseline: str) -> set[str]:
+    """All arms of a panel, or the best ones and the baseline."""
+    if len(panel.curves) <= NAMED:
+        return set(panel.curves)
+    ends = {arm: np.mean([c.values[-1] for c in curves]) for arm, curves in panel.curves.items()}
+    ranked = sorted(ends, key=lambda arm: ends[arm], reverse=higher_is_better(panel.metric))
+    first = [baseline] if baseline in panel.curves else []
+    return set([*first, *(arm for arm in ranked if arm != baseline)][:NAMED])
+
+
+def _draw(axes: Any, panel: Panel, styles: Mapping[str, Mapping[str, Any]]) -> None:
     longest = max(max(c.steps) for curves in panel.curves.values() for c in curves)
     for arm, curves in panel.curves.items():
         label = f"{arm} ({len(curves)} seed{'s' if len(curves) > 1 else ''})"
-        style = styles[arm]
+        if arm not in styles:
+            label = ""
+        style = styles.get(arm, GREY)
         if all(len(c.steps) == 1 for c in curves):
             level = float(np.mean([c.values[-1] for c in curves]))
-            axes.axhline(level, linewidth=1, label=f"{label}, one value", **style)
+            axes.axhline(level, linewidth=1, label=label and f"{label}, one value", **style)
             continue
         shared = sorted(set.intersection(*(set(c.steps) for c in curves)))
         rows = [dict(zip(c.steps, c.values, strict=True)) for c in curves]
@@ -112,4 +128,6 @@ def _draw(axes: Any, panel: Panel, styles: Mapping[str, Mapping[str, str]]) -> N
     axes.set_xlabel("optimizer steps; bands: lowest to highest seed")
     axes.set_ylabel(f"validation {unit(panel.metric)}")
     axes.grid(alpha=0.3)
+    if others := len(panel.curves.keys() - styles.keys()):
+        axes.plot([], [], label=f"{others} others", **GREY)
     axes.legend(framealpha=1)
