@@ -41,12 +41,18 @@ def sample(mean, letters):
         (["l"], "cdefghijk", 10),
         (["zz", "klab", "jk"], "cdefghi", 9),  # the one that comes first, whatever its place
         (["c"], "", 1),
+        (
+            ["efghij", "g"],
+            "cdef",
+            5,
+        ),  # the one that is whole first, though another begins before it
         (["zz"], "cdefghijklabcdefghijklabcdefghijklabcdef", 40),
         (["klabcdefghijkl"], "cdefghij", 22),  # longer than a chunk of tokens
     ],
 )
 def test_stop_strings_cut_exactly_over_token_boundaries(alphabet, letters, stop, text, tokens):
-    """Catches: a stop string sought in single tokens or chunks, a cut behind it, a later one first."""
+    """Catches: a stop string sought in single tokens or chunks, a cut behind it, a later one first, a cut that depends
+    on what the chunk says after it."""
     ((found,),) = complete(alphabet, letters, ["ab"], max_new_tokens=40, sampling=GREEDY, stop=stop)
     assert found.text == text
     assert len(found.tokens) == len(found.log_probs) == tokens

@@ -47,6 +47,7 @@ def test_few_shapes_of_lists():
         {"min_new_tokens": -1},
         {"logit_bias": {-1: 1.0}},
         {"logit_bias": {1: float("nan")}},
+        {"logit_bias": {"5": 1.0}},
     ],
 )
 def test_values_out_of_range_are_refused_by_name(values):

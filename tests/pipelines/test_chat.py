@@ -59,8 +59,9 @@ def test_an_answer_has_room(causal):
     """Catches: a history that fills the model, so that no answer fits."""
     chat = pipeline("chat", causal)
     assert chat._added(chat.options) == min(ANSWER, 24)
-    with pytest.raises(RequestError, match="room for 24"):
+    with pytest.raises(RequestError, match="room for 24: shorten the last one"):
         chat("x" * 10)
+    assert isinstance(chat("x", stop_strings=None, max_new_tokens=1)["content"], str)
 
 
 def test_a_template_is_used(causal):
@@ -74,6 +75,8 @@ def test_a_template_is_used(causal):
     [
         ({"num_beams": 2}, "leave num_beams=2 out"),
         ({"num_return_sequences": 2}, "leave num_return_sequences=2 out"),
+        ({"return_log_probs": True}, "leave return_log_probs=True out"),
+        ({"alternatives": 2}, "leave alternatives=2 out"),
         ({"temprature": 1.0}, "did you mean 'temperature'?"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ablax.config import RequestError
@@ -125,10 +126,23 @@ def test_what_is_impossible_is_refused(generator, options, told):
     assert told in str(error.value)
 
 
-@pytest.mark.parametrize("given", [3, [3], [{"role": "user", "content": "a"}], None])
+@pytest.mark.parametrize("given", [3, [3], [{"role": "user", "content": "a"}], {"text": "a"}, None])
 def test_what_is_no_text_is_refused(generator, given):
+    """Catches: a dict's keys, or a text's letters, taken for prompts."""
     with pytest.raises(RequestError, match="text-generation takes texts"):
         generator(given)
+    with pytest.raises(RequestError, match="prompts='ab' must be a list"):
+        generator.complete("ab")
+
+
+def test_ends_are_given_in_any_form():
+    """Catches: an id of the tokenizer's own type, or None, which is what other libraries call none."""
+    token: Any = np.int32(5)
+    for tokens, texts in ((token, "a"), ([token], ["a"]), (5, ("a",))):
+        ends = TextOptions(eos_token_id=tokens, stop_strings=texts).ends(2)
+        assert (ends.ids, ends.texts) == ((2, 5), ("a",))
+    assert TextOptions(eos_token_id=None, stop_strings=None).ends(2).ids == (2,)
+    assert TextOptions(eos_token_id=0).ends(None).ids == (0,)
 
 
 def test_beams(generator):

@@ -118,15 +118,15 @@ def completion(
     last = int(tokens[-1]) if count else None
     reason = "length" if last not in ends.ids else "eos" if last == ends.eos else "stop"
     text = detokenize(tokens[: count - (reason != "length")])
-    place = ends.find(text)
-    if place is not None:
-        text, reason = text[:place], "stop"
-        low, high = 1, count  # the fewest tokens whose text has the stop string
+    if ends.find(text) is not None:
+        low, high = 1, count  # the fewest tokens whose text has a stop string
         while low < high:
             middle = (low + high) // 2
             found = ends.find(detokenize(tokens[:middle])) is not None
             low, high = (low, middle) if found else (middle + 1, high)
-        count = low
+        # What a chunk says after them does not count: another stop string may begin before this one.
+        count, text, reason = low, detokenize(tokens[:low]), "stop"
+        text = text[: ends.find(text)]
     return Completion(
         text,
         tuple(tokens[:count].tolist()),

@@ -83,8 +83,11 @@ class Sampling:
         require("presence_penalty", finite("presence_penalty"), "a finite number (0 is off)")
         require("min_new_tokens", self.min_new_tokens >= 0, "a whole number >= 0 (0 is off)")
         biases = tuple(sorted(dict(self.logit_bias).items()))
-        known = all(token >= 0 and math.isfinite(value) for token, value in biases)
-        require("logit_bias", known, "finite numbers by token ids >= 0")
+        known = all(
+            isinstance(token, (int, np.integer)) and token >= 0 and math.isfinite(value)
+            for token, value in biases
+        )
+        require("logit_bias", known, "finite numbers by token ids, whole numbers >= 0")
         if len(biases) > BIASES:
             raise RequestError(
                 f"logit_bias names {len(biases)} tokens; at most {BIASES} are possible"

@@ -15,7 +15,14 @@ from ablax.pipelines.text_generation import TextGeneration, TextOptions
 ANSWER = 256
 """Tokens of an answer at most, if nothing is said."""
 
-FIXED = {"num_return_sequences": 1, "num_beams": 1, "return_tensors": False, "echo": False}
+FIXED = {
+    "num_return_sequences": 1,
+    "num_beams": 1,
+    "return_tensors": False,
+    "return_log_probs": False,
+    "alternatives": 0,
+    "echo": False,
+}
 """What a chat leaves as it is: one answer, as text."""
 
 
@@ -114,7 +121,7 @@ class Chat:
             if not asked.truncation or shorter is None:
                 remedy = (
                     "shorten the last one, or lower max_new_tokens"
-                    if asked.truncation
+                    if shorter is None
                     else "truncation=True drops the oldest"
                 )
                 raise RequestError(
@@ -137,9 +144,8 @@ class Chat:
         """The options of the generator."""
         names = [field.name for field in dataclasses.fields(TextOptions)]
         given = {name: getattr(asked, name) for name in names}
-        stops = [asked.stop_strings] if isinstance(asked.stop_strings, str) else asked.stop_strings
         return given | {
-            "stop_strings": (*stops, *template.stops),
+            "stop_strings": (*asked.ends(None).texts, *template.stops),
             "max_new_tokens": self._added(asked),
             "truncation": False,
         }

@@ -42,7 +42,8 @@ def listed(inputs: Any, task: str, what: str = "texts") -> tuple[list[str], bool
       RequestError: if something else was given.
     """
     alone = isinstance(inputs, str)
-    texts: list[Any] = list(inputs) if isinstance(inputs, Iterable) and not alone else [inputs]
+    several = isinstance(inputs, Iterable) and not isinstance(inputs, (str, Mapping))
+    texts: list[Any] = list(inputs) if several else [inputs]
     for text in texts:
         if not isinstance(text, str):
             raise RequestError(

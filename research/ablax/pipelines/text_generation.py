@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from ablax.config import RequestError
 from ablax.generation.beams import Beams
 from ablax.generation.completion import Completion, Detokenizer, Ends
@@ -47,8 +49,8 @@ class TextOptions(Sampling, Beams):
     do_sample: bool | None = None
     num_return_sequences: int = 1
     seed: int = 0
-    stop_strings: str | tuple[str, ...] | list[str] = ()
-    eos_token_id: int | tuple[int, ...] | list[int] = ()
+    stop_strings: str | tuple[str, ...] | list[str] | None = ()
+    eos_token_id: int | tuple[int, ...] | list[int] | None = ()
     truncation: Truncation = False
     return_full_text: bool = True
     return_tensors: bool = False
@@ -112,8 +114,9 @@ class TextOptions(Sampling, Beams):
     def ends(self, eos: int | None) -> Ends:
         """What ends a text, given the tokenizer's own id."""
         tokens, texts = self.eos_token_id, self.stop_strings
-        tokens = (tokens,) if isinstance(tokens, int) else tuple(tokens)
-        return Ends(eos, tokens, (texts,) if isinstance(texts, str) else tuple(texts))
+        ids = () if tokens is None else np.ravel(tokens)
+        texts = (texts,) if isinstance(texts, str) else tuple(texts or ())
+        return Ends(eos, tuple(int(token) for token in ids), texts)
 
 
 class TextGeneration:
@@ -164,10 +167,12 @@ class TextGeneration:
         """The same as `Completion`s: for each prompt its own, texts without the prompt.
 
         Args:
-          prompts: texts, or lists of token ids as they are.
+          prompts: a list of texts, or of lists of token ids as they are.
           streamer, **options: see `__call__`.
         """
         asked = changed(self.options, options, self.TASK)
+        if isinstance(prompts, str):
+            raise RequestError(f"prompts={prompts[:40]!r} must be a list of texts, even of one")
         if streamer is not None:
             if len(prompts) != 1:
                 raise RequestError(f"streamer= takes the text of one prompt, not of {len(prompts)}")
