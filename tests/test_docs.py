@@ -113,6 +113,7 @@ def run(command: list[str], cwd: pathlib.Path) -> None:
         [sys.executable, "-m", "ablax.cli", *command[1:]],
         cwd=cwd,
         env=environment,
+        input="hello\n",  # what is said to `ablax chat`
         capture_output=True,
         text=True,
         timeout=240,
@@ -127,6 +128,15 @@ def test_the_commands_of_the_readme_run(tmp_path):
     assert commands is not None
     for line in [*commands[1].splitlines(), *block("ablax verify-resume").splitlines()]:
         run(shlex.split(line), tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", block("import pipeline")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "research")},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.stdout.count("The ") >= 3, done.stderr[-2000:]
 
 
 @pytest.mark.ci

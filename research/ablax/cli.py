@@ -25,7 +25,6 @@ COMMANDS = {
     "generate": "continue prompts with a trained model",
     "fill": "fill the [MASK]s of a text with a masked model",
     "chat": "talk with a trained model in the terminal",
-    "chat": "talk with a trained model in the terminal",
     "inspect": "show configuration, size, cost, memory, batches and layers without training",
     "prepare": "download, tokenise and verify the data of an experiment",
     "doctor": "check the accelerator, its driver, the libraries, the disk and the caches",

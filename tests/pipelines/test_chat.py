@@ -77,6 +77,7 @@ def test_a_template_is_used(causal):
         ({"num_return_sequences": 2}, "leave num_return_sequences=2 out"),
         ({"return_log_probs": True}, "leave return_log_probs=True out"),
         ({"alternatives": 2}, "leave alternatives=2 out"),
+        ({"add_special_tokens": False}, "leave add_special_tokens=False out"),
         ({"temprature": 1.0}, "did you mean 'temperature'?"),
     ],
 )

@@ -26,11 +26,6 @@ def test_other_tasks_are_refused(task, told, causal):
         pipeline(task, causal)
 
 
-def test_a_model_that_is_none_is_refused(tmp_path):
-    with pytest.raises(RequestError, match="no run's folder"):
-        pipeline("text-generation", model=tmp_path / "nothing")
-
-
 def test_a_model_that_cannot_is_refused(masked):
     for task in ("text-generation", "chat"):
         with pytest.raises(RequestError, match="cannot generate; it can fill"):

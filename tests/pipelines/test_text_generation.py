@@ -103,6 +103,18 @@ def test_a_long_prompt_is_refused_or_cut_as_asked(generator):
     assert generator.encode("ab", short) == generator.encode("ab", TextOptions())
 
 
+def test_bos_stands_before_a_prompt_as_asked(generator):
+    """Catches: <bos> though it was refused, or lost where there is nothing else."""
+    bos = generator.tokenizer.specials.bos
+    ids = generator.tokenizer.encode("ab").tolist()
+    assert generator.encode("ab", TextOptions()) == [bos, *ids]
+    without = TextOptions(add_special_tokens=False)
+    assert generator.encode("ab", without) == ids
+    assert generator.encode("", without) == [bos]
+    found = generator.complete(["ab"], add_special_tokens=False, **SHORT)
+    assert found == generator.complete([ids], **SHORT)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

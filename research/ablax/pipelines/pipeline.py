@@ -29,14 +29,17 @@ def pipeline(
     step: int | str = "best",
     extend: Iterable[Any] = (),
     trust_unverified: bool = False,
+    revision: str | None = None,
     **defaults: Any,
 ) -> Any:
     """A function that does a task with a model, as in transformers.
 
     Args:
       task: `text-generation`, `fill-mask`, `feature-extraction` or `chat`.
-      model: a run's folder, or what `ablax.load` gave.
+      model: a run's folder; a folder with a checkpoint of Hugging Face, or a name on its hub (a `str`), of which a run
+        is made in `$ABLAX_CACHE/hf` once; or what `ablax.load` gave.
       step, extend, trust_unverified: of a run's folder, see `ablax.load`.
+      revision: of a name on the hub: branch, tag or commit.
       **defaults: options that hold for all calls (`TextOptions`, `FillOptions`, `FeatureOptions`, `ChatOptions`).
 
     Returns:
@@ -51,7 +54,13 @@ def pipeline(
         )
     if task not in TASKS:
         raise RequestError(f"unknown task {task!r}{suggest(task, TASKS)}")
-    opened, folder = open_model(model, step=step, extend=extend, trust_unverified=trust_unverified)
+    opened, folder = open_model(
+        model,
+        step=step,
+        extend=extend,
+        trust_unverified=trust_unverified,
+        revision=revision,
+    )
     if task == "chat" and folder is not None and defaults.get("chat_template") is None:
         defaults["chat_template"] = chat_template(folder)
     return TASKS[task](opened, **defaults)
