@@ -41,11 +41,7 @@ def sample(mean, letters):
         (["l"], "cdefghijk", 10),
         (["zz", "klab", "jk"], "cdefghi", 9),  # the one that comes first, whatever its place
         (["c"], "", 1),
-        (
-            ["efghij", "g"],
-            "cdef",
-            5,
-        ),  # the one that is whole first, though another begins before it
+        (["efghij", "g"], "cdef", 5),  # the one that is whole first, though another begins earlier
         (["zz"], "cdefghijklabcdefghijklabcdefghijklabcdef", 40),
         (["klabcdefghijkl"], "cdefghij", 22),  # longer than a chunk of tokens
     ],

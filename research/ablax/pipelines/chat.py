@@ -18,12 +18,13 @@ ANSWER = 256
 FIXED = {
     "num_return_sequences": 1,
     "num_beams": 1,
+    "add_special_tokens": None,
     "return_tensors": False,
     "return_log_probs": False,
     "alternatives": 0,
     "echo": False,
 }
-"""What a chat leaves as it is: one answer, as text."""
+"""What a chat leaves as it is: one answer, as text, to what its template writes."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,8 @@ class TextOptions(Sampling, Beams):
       seed: of what is drawn. Another call with the same seed draws the same.
       stop_strings: texts that end a continuation and are not part of it.
       eos_token_id: ids that end it, beside the tokenizer's own.
+      add_special_tokens: <bos>, if there is one, before a prompt that is a text; None: where the model's documents have
+        it. An empty prompt always gets it.
       truncation: True drops the oldest tokens of a prompt that leaves no room for `max_new_tokens` (without it for 64,
         or half of what fits); <bos> stays. False refuses it.
       return_full_text: the prompt before each text.
@@ -51,6 +53,7 @@ class TextOptions(Sampling, Beams):
     seed: int = 0
     stop_strings: str | tuple[str, ...] | list[str] | None = ()
     eos_token_id: int | tuple[int, ...] | list[int] | None = ()
+    add_special_tokens: bool | None = None
     truncation: Truncation = False
     return_full_text: bool = True
     return_tensors: bool = False
@@ -196,7 +199,8 @@ class TextGeneration:
 
     def encode(self, prompt: Any, asked: TextOptions) -> list[int]:
         """The ids of a prompt, cut if that is asked for."""
-        ids = encode_prompt(self.tokenizer, prompt, self.model.marked)
+        marked = asked.add_special_tokens
+        ids = encode_prompt(self.tokenizer, prompt, self.model.marked if marked is None else marked)
         fits = shortest(engine_of(self.model).max_length, asked.max_length)
         if not asked.truncation or fits is None:
             return ids
