@@ -139,18 +139,6 @@ CONFIGURATIONS = {
         ["evaluation.choices=6", "data.tokenizer=word"],
         "evaluation.choices asks for closing brackets",
     ),
-    "probes of counts": (
-        ["model=ngram", "evaluation.probe_documents=4"],
-        "evaluation.probe_documents=4: a NgramConfig has no states",
-    ),
-    "probes of words": (
-        ["evaluation.probe_documents=4", "data.tokenizer=word"],
-        "only a lossless tokenizer tells",
-    ),
-    "no brackets to choose": (
-        ["evaluation.choices=6", "data.tokenizer=word"],
-        "evaluation.choices asks for closing brackets",
-    ),
     "context beyond positions": (["evaluation.context=64"], "evaluation.context to at most 16"),
     "missing corpus": (["data.source=text:{folder}/none*.txt"], "no file matches"),
     "empty corpus": (["data.source=text:{folder}/empty.txt"], "no documents in 1 files"),

@@ -1,9 +1,7 @@
 """Where a checkpoint lies: a folder, or a name on the Hugging Face hub that is downloaded once."""
 
 import dataclasses
-import importlib
 from pathlib import Path
-from typing import Any
 
 from ablax.config import RequestError
 
@@ -16,6 +14,7 @@ WANTED = (
     "vocab.*",
     "merges.txt",
     "*.model",
+    "chat_template.jinja",
 )
 """Files that are downloaded: no pickles and no code."""
 
@@ -59,16 +58,19 @@ def locate(name: str, revision: str | None = None) -> Source:
 
 def _download(name: str, revision: str | None) -> Path:
     try:
-        hub: Any = importlib.import_module("huggingface_hub")
+        import huggingface_hub
+        from huggingface_hub import errors
     except ImportError:
         raise RequestError(
             f"{name} is no folder, and huggingface_hub is not installed to look for it on the hub; "
             "pip install 'ablax[hf]', or give a folder"
         ) from None
-    errors = importlib.import_module("huggingface_hub.errors")
     at = f" at revision {revision}" if revision else ""
     try:
-        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(WANTED)
+        )
+        return Path(found)
     except errors.LocalEntryNotFoundError:
         raise RequestError(
             f"{name}{at} is neither a folder nor in the hub's cache, and the hub cannot be reached (or HF_HUB_OFFLINE "
