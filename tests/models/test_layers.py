@@ -22,6 +22,7 @@ FORMULAS = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: x / (1 + np.exp(-x)),
     "swiglu": lambda x: x / (1 + np.exp(-x)),
     "geglu": _gelu,
     "geglu_tanh": _gelu_tanh,

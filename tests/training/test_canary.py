@@ -104,14 +104,16 @@ def test_the_canary_in_bfloat16(name):
 
 
 def test_canary_rows():
-    """Catches: rows without a second segment or padding; segments in rows that must have one."""
+    """Catches: rows without a second segment or padding; segments in rows that must have one; a row of like tokens,
+    in which a wrong kernel is not seen."""
     batch = {
-        "tokens": np.arange(32, dtype=np.int32).reshape(2, 16),
+        "tokens": np.stack([np.arange(16) % 2, np.arange(16)]).astype(np.int32),
         "positions": np.tile(np.arange(16, dtype=np.int32), (2, 1)),
         "segment_ids": np.ones((2, 16), np.int32),
         "loss_weights": np.ones((2, 16), np.float32),
     }
     rows = canary_rows(batch, whole_rows=False)
+    np.testing.assert_array_equal(rows["tokens"], [np.arange(16)] * 2)
     np.testing.assert_array_equal(rows["segment_ids"], [[1] * 16, [1] * 7 + [2] * 7 + [0] * 2])
     np.testing.assert_array_equal(rows["positions"][1, :14], [*range(7), *range(7)])
     np.testing.assert_array_equal(rows["loss_weights"], rows["segment_ids"] != 0)

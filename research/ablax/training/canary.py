@@ -67,9 +67,16 @@ def first_rows(experiment: Any, corpus: Corpus) -> Rows:
 
 
 def canary_rows(batch: Rows, whole_rows: bool) -> dict[str, np.ndarray]:
-    """Two rows of a batch: its first, and the same with padding behind it and, unless `whole_rows`, two segments."""
+    """Two rows of a batch: the one of most kinds of tokens, and the same with padding behind it and, unless
+    `whole_rows`, two segments.
+    """
     length = batch["tokens"].shape[1]
-    rows = {name: np.repeat(x[:1], ROWS, axis=0) for name, x in batch.items()}
+    # Among tokens that are all alike it does not show who attends to whom: the rule of a table, padding.
+    kinds = [
+        len(np.unique(tokens[weights > 0]))
+        for tokens, weights in zip(batch["tokens"], batch["loss_weights"], strict=True)
+    ]
+    rows = {name: np.repeat(x[[np.argmax(kinds)]], ROWS, axis=0) for name, x in batch.items()}
     end = length - max(1, length // 8)
     cut = 0 if whole_rows else end // 2
     rows["segment_ids"][1] = np.where(np.arange(length) < end, 1, 0)
