@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -92,6 +93,25 @@ def test_a_save_survives_donation(tmp_path: Path):
             state = advance(state)
         jax.block_until_ready(state)
         assert same(checkpoints.restore(jax.eval_shape(lambda: state))[0], expected)
+
+
+class Slow(dict):
+    """Takes its time where JSON is made of it."""
+
+    def items(self):
+        time.sleep(0.05)
+        return super().items()
+
+
+def test_a_save_survives_what_is_counted_on(tmp_path: Path):
+    """Fails if JSON is written as it has become by then: it is not what its manifest says, and a good checkpoint passes
+    for damaged."""
+    meter = Slow(losses=[1.0])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), {"meter": meter}, {})
+        meter["losses"].append(2.0)
+        checkpoints.wait()
+        assert checkpoints.saved(1).cursor() == {"meter": {"losses": [1.0]}}
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path):

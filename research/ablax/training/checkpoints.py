@@ -7,6 +7,7 @@ else is JSON. Nothing in it depends on devices: where arrays go is the reader's 
 """
 
 import contextlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -109,6 +110,8 @@ class Checkpoints:
         self._clean()
         leaves = leaves_of(state)
         contents = {"cursor": dict(cursor), "config": dict(config), "scores": dict(scores or {})}
+        # Orbax writes it while the loop goes on, whose meter is in it.
+        contents = json.loads(json.dumps(contents))
         self._saving = step, disk.size_of(state)
         disk.check_room(self.folder, step, self._saving[1], self.latest_step())
         contents["manifest"] = manifest_of(step, leaves, contents)
