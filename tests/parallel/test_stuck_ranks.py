@@ -69,6 +69,7 @@ def lost(running, rank, number):
     return line
 
 
+@pytest.mark.ci
 def test_a_killed_rank_ends_all(running):
     """Catches: a collective's error of many lines, or none, that names no rank."""
     assert " is dead, last heard of " in lost(running, 1, signal.SIGKILL)

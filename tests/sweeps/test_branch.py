@@ -214,6 +214,8 @@ def test_every_branch_finds_its_trunk():
     }
     two = chain(branch(named("early"), 1, named("a")), branch(named("late"), 2, named("b")))
     assert trunks_of(two) == {"a/seed0": "early/seed0", "b/seed0": "late/seed0"}
+    seeded = chain(*(branch({"seed": seed}, AT, named("kept")) for seed in (0, 1)))
+    assert trunks_of(seeded) == {"kept/seed0": "trunk/seed0", "kept/seed1": "trunk/seed1"}
     with pytest.raises(RequestError, match="keep the plan that branch"):
         cells_of(PLAN[1:])
     assert json.loads(json.dumps(PLAN)) == PLAN

@@ -14,6 +14,7 @@ from ablax.experiment import base
 from ablax.run import RunFailed, RunFolder, write_json
 from ablax.sweeps import draws
 from ablax.sweeps.cells import (
+    Cell,
     analysis_of,
     cells_of,
     read_plan,
@@ -35,6 +36,7 @@ from ablax.sweeps.tuned import (
     tuning,
     winner,
 )
+from ablax.sweeps.worker import refuse
 
 RATE = "optimizer.learning_rate"
 ARMS = chain(named("gelu"), named("relu", {"model.activation": "relu"}))
@@ -215,3 +217,11 @@ def test_an_arm_without_a_winner_fails_in_one_line(tmp_path, monkeypatch):
 
 def test_docstring_examples():
     assert doctest.testmod(draws).failed == 0
+
+
+def test_a_refusal_leaves_a_result_that_another_controller_wrote(tmp_path):
+    """Catches: a finished record that becomes a failed one."""
+    cell = Cell("arm", 0, {}, "arm/seed0")
+    write_json(record_path(tmp_path, cell.folder), {"status": "finished", "step": 3})
+    assert refuse(tmp_path, cell, RequestError("late"))["status"] == "finished"
+    assert read_record(tmp_path, cell.folder) == {"status": "finished", "step": 3}

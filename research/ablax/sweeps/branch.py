@@ -55,11 +55,13 @@ def branch(
                 "plain arms"
             )
     own = {**base, STEPS: at_step, AT_END: "state"}
-    cells = [{ARM: name, **own, TRUNK: {"name": name, "at_step": at_step, "sets": list(own)}}]
+    # Two trunks of one name differ in what they set, a seed perhaps.
+    made = {"of": name, "at_step": at_step, "base": repr(sorted(base.items()))}
+    cells = [{ARM: name, **own, TRUNK: {**made, "sets": list(own)}}]
     for arm in arms:
         own = {**_left(base, arm), **arm}
         sets = [path for path in own if path != ARM]
-        cells.append({**own, BRANCH: {"of": name, "at_step": at_step, "sets": sets}})
+        cells.append({**own, BRANCH: {**made, "sets": sets}})
     return cells
 
 
@@ -99,7 +101,7 @@ def tied(cells: Sequence[Any]) -> list[Any]:
 
 def _goes_on(cell: Any, trunk: Any) -> bool:
     ours, theirs = cell.links[BRANCH], trunk.links.get(TRUNK)
-    if theirs is None or (ours["of"], ours["at_step"]) != (theirs["name"], theirs["at_step"]):
+    if theirs is None or any(ours[key] != theirs[key] for key in ("of", "at_step", "base")):
         return False
     return _later(cell, ours["sets"]) == _later(trunk, theirs["sets"])
 

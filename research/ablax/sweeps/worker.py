@@ -72,7 +72,9 @@ def refuse(sweep: Path, cell: Cell, error: RequestError) -> dict[str, Any]:
     if lease is None:
         raise Taken(f"another process runs {cell.folder}")
     with lease:
-        return end(sweep, cell, None, begin(sweep, cell), error, {})
+        if (started := begin(sweep, cell))["status"] == "finished":
+            return started
+        return end(sweep, cell, None, started, error, {})
 
 
 def run_cell(
