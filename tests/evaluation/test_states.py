@@ -100,5 +100,6 @@ def test_a_module_that_shows_no_states_is_refused():
 
 
 def test_layers_of_shipped_models(decoder, lstm):
+    """They are refused nowhere. Catches: a model that no longer sows what a probe of a layer reads."""
     for model in (decoder, lstm):
         check_states(model.module, model.hyper, 0.5)

@@ -42,11 +42,11 @@ class FileConfig:
         if (folder := Path(self.path).expanduser() / FILE).is_file() and self.path:
             self._refuse_lower_case(folder)
             return load_tokenizer(folder.parent)
-        library = self.library()
+        library = self.opened()
         found, written = recognise(library.get_vocab(with_added_tokens=True))
         return LibraryTokenizer(library, found, written, imported=True)
 
-    def library(self) -> tokenizers.Tokenizer:
+    def opened(self) -> tokenizers.Tokenizer:
         """The tokenizer as the library `tokenizers` has it.
 
         Raises:

@@ -99,13 +99,13 @@ class LibraryTokenizer(Tokenizer):
         piece = self._library.id_to_token(theirs) if theirs >= 0 else None
         return piece or ""
 
-    def library_text(self) -> str:
-        """The library's tokenizer.json."""
+    def json_text(self) -> str:
+        """The tokenizer.json of the library `tokenizers`."""
         return self._library.to_str()
 
     def content(self) -> dict[str, Any]:
         room = {"vocab_size": self.vocab_size} if self.vocab_size > self._made else {}
-        return {"imported": self.imported, "library": json.loads(self.library_text()), **room}
+        return {"imported": self.imported, "library": json.loads(self.json_text()), **room}
 
     @classmethod
     def from_content(

@@ -33,7 +33,7 @@ def read_tokenizer(path: Path, vocab_size: int) -> LibraryTokenizer:
     folder = path if path.is_dir() else path.parent
     told = _told(folder)
     lower = told.get("do_lower_case") if _only_words(path) else None
-    library = FileConfig(str(path), lower).library()
+    library = FileConfig(str(path), lower).opened()
     vocabulary = library.get_vocab(with_added_tokens=True)
     if max(vocabulary.values()) >= vocab_size:
         raise RequestError(
@@ -98,7 +98,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, length: int) -> list[str
         return []
     named = {f"{name}_token": tokenizer.special_texts[i] for name, i in _own_ids(tokenizer).items()}
     told = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, **named}
-    files = {"tokenizer.json": tokenizer.library_text(), NAMED[0]: json.dumps(told, indent=2)}
+    files = {"tokenizer.json": tokenizer.json_text(), NAMED[0]: json.dumps(told, indent=2)}
     for name, text in files.items():
         (folder / name).write_text(text + "\n", encoding="utf-8")
     return list(files)
