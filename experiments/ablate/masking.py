@@ -13,9 +13,9 @@ pseudo-log-likelihood (Salazar et al. 2020, arXiv:1910.14659), which hides one t
 to masking single tokens.
 
 Expected (Python 3.11.7): masking 15 % of single tokens ends at 2.41 bits per byte of pseudo-likelihood, 40 % of them at
-2.21; whole words cost more (2.71, 2.55) and spans most (2.88, 2.78). Seeds of one arm differ by 0.085, so three of them
-show none of it beyond doubt (p 0.065 for spans, 0.17 for 40 %): it takes three to seven of them. All 18 cells took
-16 minutes on two CPU cores that others used too. `:tiny` is a smoke test. The whole report:
+2.21; whole words cost more (2.71, 2.55) and spans most (2.88, 2.78). Seeds of one arm have a standard deviation of
+0.085, so three show none of it beyond doubt (p 0.065 for spans, 0.17 for 40 %): it takes three to seven. All 18 cells
+took 16 minutes on two CPU cores that others used too. `:tiny` is a smoke test. The whole report:
 docs/ablations/masking/report.md.
 """
 
