@@ -97,8 +97,8 @@ class Conversation:
         pieces = self.chat.stream(asked, **options)
         try:
             for piece in pieces:
+                said += piece  # before an interrupt can come between: what was shown is kept
                 print(piece, end="", flush=True)
-                said += piece
         except KeyboardInterrupt:
             output.say("stopped")
         finally:
